@@ -67,7 +67,7 @@ pub(super) struct RunArgs {
     pub(super) cgroup: Option<PathBuf>,
 
     /// Network devices that receive packets of clients outside, such as `eth0,wg*`. `none`: clients outside are not
-    /// served [default: devices with an address or a route, but for links of pods, and ports of a bridge or bond]
+    /// served [default: devices that are up, but for links of pods, and ports of a bridge or bond]
     #[arg(long, value_name = "NAMES")]
     pub(super) devices: Option<UplinkChoice>,
 

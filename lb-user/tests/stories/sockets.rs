@@ -226,7 +226,8 @@ fn kernel_has_set_retval() -> bool {
     kernel_is_since(5, 18)
 }
 
-fn kernel_is_since(major: u32, minor: u32) -> bool {
+/// True if the kernel has this version, or a later one.
+pub fn kernel_is_since(major: u32, minor: u32) -> bool {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());

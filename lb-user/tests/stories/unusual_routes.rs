@@ -1,6 +1,6 @@
 //! The packet path by unusual routes: two uplinks that requests and replies use as they like, IPv4 by gateways of IPv6
-//! (BGP unnumbered), a default route beside the main table (wg-quick), routes by traffic class, pods with two
-//! interfaces, and a way out that gets narrower while a connection lasts.
+//! (BGP unnumbered), a default route beside the main table (wg-quick), routes by traffic class, two networks on one
+//! uplink, pods with two interfaces, and a way out that gets narrower while a connection lasts.
 
 use std::{
     io::{Read as _, Write as _},
@@ -17,11 +17,11 @@ use lb_lab::{
 
 use crate::{
     Story,
-    agent::Agent,
+    agent::{Agent, run},
     node::StoryNode,
     packets::{NODE_PORT, TARGET, addresses, pod, serve, service},
     places::{agent, agent_with, ask, wait_for_devices},
-    sockets::{tcp_server, udp_server},
+    sockets::{kernel_is_since, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
@@ -36,6 +36,7 @@ pub const STORIES: &[Story] = &[
     ("packets_come_in_beside_a_default_route_of_wg_quick", beside_wg_quick),
     ("packets_reach_the_second_interface_of_a_pod", second_interfaces),
     ("packets_reach_an_interface_of_a_pod_on_another_network", interfaces_on_another_network),
+    ("packets_leave_with_the_source_address_of_the_network_that_they_go_to", two_networks),
     ("packets_follow_routes_that_traffic_classes_choose", routes_by_traffic_class),
     ("packets_of_a_connection_fit_a_device_whose_mtu_shrinks", mtu_shrinks),
 ];
@@ -49,6 +50,16 @@ fn move_to(node: &mut StoryNode, agent: &Agent, backends: [IpAddr; 2], name: &st
     node.write("web.yaml", &service("Cluster", &backends.map(|ip| (ip, name))).replace(", nodeName: none", ""));
     agent.wait_for("its backends", |dump| {
         dump.backends.len() == 4 && dump.backends.values().all(|to| backends.contains(&to.addr.to_ip()))
+    });
+}
+
+/// As [`serve`], at other addresses.
+fn serve_at(host: &Host, addresses: [IpAddr; 2]) {
+    host.net.enter(|| {
+        for server in addresses.map(|ip| SocketAddr::from((ip, TARGET)).to_string()) {
+            tcp_server(&server);
+            udp_server(&server);
+        }
     });
 }
 
@@ -194,12 +205,7 @@ fn second_interfaces(node: &mut StoryNode) {
         .apply();
     here.net.ip("link set net1 up\naddr add 10.50.0.2/24 dev net1\naddr add fd50::2/64 dev net1 nodad\n");
     let second: [IpAddr; 2] = [[10, 50, 0, 2].into(), "fd50::2".parse().expect("an address")];
-    here.net.enter(|| {
-        for server in second.map(|ip| SocketAddr::from((ip, TARGET)).to_string()) {
-            tcp_server(&server);
-            udp_server(&server);
-        }
-    });
+    serve_at(here, second);
     node.write("web.yaml", &service("Cluster", &[]));
     for (flags, name) in [(&[][..], "none"), (&["--masquerade", "always"], "here")] {
         let agent = agent_with(node, &lan, flags);
@@ -222,6 +228,33 @@ fn interfaces_on_another_network(node: &mut StoryNode) {
     move_to(node, &agent, addresses(&interface), "here");
     for (own, backend) in addresses(&lan.node1.host).into_iter().zip(addresses(&interface)) {
         assert_served(&lan.client, SocketAddr::from((own, NODE_PORT)), backend);
+    }
+}
+
+/// The uplink has addresses of two networks, such as public and private, or global and unique local ones. A backend in
+/// the second network knows no way to the first.
+fn two_networks(node: &mut StoryNode) {
+    if !kernel_is_since(6, 7) {
+        return println!("LACKS the source address in look-ups of routes");
+    }
+    let lan = Lan::make(LanOptions::default());
+    let (host, other) = (&lan.node1.host, &lan.node2.host);
+    host.net.ip("addr add 10.9.0.1/24 dev eth0\naddr add fd09::1/64 dev eth0 nodad\n");
+    other.net.ip("addr flush dev eth0\naddr add 10.9.0.42/24 dev eth0\naddr add fd09::42/64 dev eth0 nodad\n\
+         route flush table main\nroute add 10.9.0.0/24 dev eth0\nroute add fd09::/64 dev eth0\n");
+    let [own, backends]: [[IpAddr; 2]; 2] =
+        [["10.9.0.1", "fd09::1"], ["10.9.0.42", "fd09::42"]].map(|pair| pair.map(|ip| ip.parse().expect("an address")));
+    serve_at(other, backends);
+    node.write("web.yaml", &service("Cluster", &[]));
+    let agent = agent(node, &lan);
+    wait_for_devices(node, &lan, &["eth0"]);
+    move_to(node, &agent, backends, "none");
+    for ((dialled, backend), own) in addresses(host).into_iter().zip(backends).zip(own) {
+        let (to, server) = (SocketAddr::from((dialled, NODE_PORT)), SocketAddr::from((backend, TARGET)).to_string());
+        assert_eq!(ask(&lan.client, to), [server.clone(), server, own.to_string()], "{to}");
+        let words = ["trace", "tcp", &to.to_string(), "--from", &lan.client.v4.to_string()];
+        let trace = String::from_utf8(host.net.enter(|| run(node, &words)).stdout).expect("text");
+        assert!(dialled.is_ipv6() || trace.contains(&format!("masqueraded as {own}")), "{trace}");
     }
 }
 

@@ -1,6 +1,6 @@
-//! The packet path by a macvlan, an ipvlan and a bridge that filters VLANs, at an address without a network, at a
-//! deprecated one and at those of a virtual router, and by shapers; and streams from large frames to small ones, by
-//! devices without offloads, and with BIG TCP.
+//! The packet path by a macvlan, an ipvlan and a bridge that filters VLANs, in a VRF, by a device without an address or
+//! a route, at an address without a network, at a deprecated one and at those of a virtual router, and by shapers; and
+//! streams from large frames to small ones, by devices without offloads, and with BIG TCP.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -24,6 +24,8 @@ pub const STORIES: &[Story] = &[
     ("packets_come_in_by_a_macvlan", |node| by(node, "mv0", &["ip link add mv0 link eth0 type macvlan mode bridge"])),
     ("packets_come_in_by_an_ipvlan", |node| by(node, "iv0", &["ip link add iv0 link eth0 type ipvlan mode l2"])),
     ("packets_come_in_by_a_vlan_of_a_bridge_that_filters_vlans", |node| by(node, "br0.10", FILTERING_BRIDGE)),
+    ("packets_come_in_by_a_device_in_a_vrf", in_a_vrf),
+    ("packets_come_in_by_a_device_without_an_address_or_a_route", by_a_bare_device),
     ("packets_come_in_at_an_address_without_a_network", at_a_single_address),
     ("packets_come_in_at_a_deprecated_address", at_a_deprecated_address),
     ("packets_come_in_at_addresses_with_virtual_link_addresses", at_virtual_routers),
@@ -44,6 +46,9 @@ const FILTERING_BRIDGE: &[&str] = &[
     "ip link set br0 up",
     "ip link add link br0 name br0.10 type vlan id 10",
 ];
+
+/// A device that joins a VRF loses its IPv6 addresses and its routes.
+const VRF: &[&str] = &["ip link add red type vrf table 10", "ip link set red up", "ip link set eth0 master red"];
 
 const VIRTUAL_ROUTERS: &[&str] = &[
     "ip link add vrrp.51 link eth0 address 00:00:5e:00:01:33 type macvlan mode private",
@@ -119,6 +124,47 @@ fn by(node: &mut StoryNode, device: &str, commands: &[&str]) {
     }
     move_to(&lan, device);
     assert_served(node, &lan, device);
+}
+
+/// The uplink has a routing table of its own, and pods have none: routes lead from one to the other.
+fn in_a_vrf(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions { rp_filter: RpFilter::Loose, ..LanOptions::default() });
+    if !is_done(&lan, VRF) {
+        return;
+    }
+    let (host, here) = (&lan.node1.host, pod(&lan.node1));
+    let uplinks = [("172.30.0.20", "10.244.2.0/24", "172.30.0.12"), ("fd30::20", "fd44:0:0:2::/64", "fd30::12")];
+    host.net.ip(&format!("addr add {}/64 dev eth0 nodad\n", host.v6));
+    for ((client, pods, node2), here) in uplinks.into_iter().zip(addresses(here)) {
+        host.net.ip(&format!(
+            "route add default via {client} table 10\nroute add {pods} via {node2} table 10\n\
+             route add {here} dev pod2 table 10\nroute replace default via {client} dev eth0 onlink\n"
+        ));
+    }
+    assert_served(node, &lan, "eth0");
+}
+
+/// A load balancer outside sends the packets of clients by a tunnel, and answers go past it (DSR). Its end on the node
+/// has neither an address nor a route; the service addresses are on `lo`.
+fn by_a_bare_device(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions { rp_filter: RpFilter::Off, ..LanOptions::default() });
+    for (host, own, peer) in [(&lan.node1.host, 11, 20), (&lan.client, 20, 11)] {
+        host.net.ip(&format!(
+            "link add lb0 address 02:00:00:00:00:{own} type vxlan id 9 local 172.30.0.{own} remote 172.30.0.{peer} \
+             dstport 4799\nlink set lb0 addrgenmode none\nlink set lb0 up\n"
+        ));
+    }
+    lan.node1.host.net.ip("addr add 198.51.100.9/32 dev lo\naddr add fd98::9/128 dev lo nodad\n");
+    for of in ["all", "eth0", "lb0"] {
+        lan.client.net.set(&format!("ipv4/conf/{of}/rp_filter"), "0");
+    }
+    lan.client.net.ip(
+        "neigh add 10.99.0.1 lladdr 02:00:00:00:00:11 dev lb0\nneigh add fd99::1 lladdr 02:00:00:00:00:11 dev lb0\n\
+         route add 198.51.100.9 via 10.99.0.1 dev lb0 onlink src 172.30.0.20\n\
+         route add fd98::9 via fd99::1 dev lb0 onlink src fd30::20\n",
+    );
+    let dialled = ["198.51.100.9", "fd98::9"].map(|ip| ip.parse().expect("an address"));
+    assert_served_at(node, &lan, &["eth0", "lb0"], dialled);
 }
 
 /// As clouds give it: a /32 and a /128, and a gateway that only a route names.

@@ -5,9 +5,9 @@ use lb_kernel::netlink::{
     network_state::{Link, NetworkState, Route},
 };
 
-/// Parses lines such as `2 eth0 up carrier mtu 1500 kind veth layer 65534 port-of 3 peer 0 at 7` (the last octet of the
-/// link address), `addr 2 10.0.0.1/24 secondary`, `route 2 default src 10.0.0.1 metric 100`, and `on-link 2` for a
-/// route to neighbours.
+/// Parses lines such as `2 eth0 up carrier mtu 1500 kind veth layer 65534 port-of 3 peer 0 on 5 at 7` (the last octet
+/// of the link address), `addr 2 10.0.0.1/24 secondary`, `route 2 default src 10.0.0.1 metric 100`, and `on-link 2` for
+/// a route to neighbours.
 pub(super) fn network(text: &str) -> NetworkState {
     let mut facts = NetworkState::default();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -49,6 +49,7 @@ pub(super) fn network(text: &str) -> NetworkState {
                     address: number("at").map(|last| [2, 0, 0, 0, 0, u8::try_from(last).expect("an octet")]),
                     controller: number("port-of"),
                     peer_nsid: number("peer").map(u32::cast_signed),
+                    lower: number("on"),
                 };
                 facts.links.insert(index.parse().expect("an index"), link);
             }

@@ -53,6 +53,9 @@ pub struct Link {
     /// Id of the network namespace of a veth or netkit device's peer, as this namespace numbers it; None if the peer is
     /// here.
     pub peer_nsid: Option<i32>,
+    /// Index of the device of this namespace on which the device stands, as a VLAN or a macvlan does, or of the other
+    /// end of a pair.
+    pub lower: Option<u32>,
 }
 
 impl Link {
@@ -103,12 +106,14 @@ impl Link {
     fn parse(body: &[u8]) -> Option<(u32, Self)> {
         let (link_type, index, flags) = (u16_at(body, 2)?, u32_at(body, 4)?, u32_at(body, 8)?);
         let mut link = Self { link_type, flags, ..Self::default() };
+        let mut lower_nsid = None;
         for (kind, value) in attributes(body.get(LINK_HEADER..)?) {
             match kind {
                 libc::IFLA_IFNAME => link.name = text(value),
                 libc::IFLA_ADDRESS => link.address = value.try_into().ok(),
                 libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
-                IFLA_LINK_NETNSID => link.peer_nsid = u32_at(value, 0).map(u32::cast_signed),
+                IFLA_LINK_NETNSID => lower_nsid = u32_at(value, 0).map(u32::cast_signed),
+                libc::IFLA_LINK => link.lower = u32_at(value, 0).filter(|lower| *lower != index),
                 libc::IFLA_MASTER => link.controller = u32_at(value, 0),
                 libc::IFLA_LINKINFO => {
                     let kind = attributes(value).find(|(kind, _)| *kind == libc::IFLA_INFO_KIND);
@@ -118,7 +123,8 @@ impl Link {
             }
         }
         // For other kinds the id is that of the namespace where the device was made, or of a lower device.
-        link.peer_nsid = link.peer_nsid.filter(|_| matches!(link.kind.as_str(), "veth" | "netkit"));
+        link.peer_nsid = lower_nsid.filter(|_| matches!(link.kind.as_str(), "veth" | "netkit"));
+        link.lower = link.lower.filter(|lower| lower_nsid.is_none() && *lower != 0);
         Some((index, link))
     }
 }
@@ -448,6 +454,7 @@ mod tests {
         put_attribute(&mut body, libc::IFLA_MASTER, &3_u32.to_ne_bytes());
         put_attribute(&mut body, libc::IFLA_LINKINFO, &info);
         put_attribute(&mut body, IFLA_LINK_NETNSID, &5_i32.to_ne_bytes());
+        put_attribute(&mut body, libc::IFLA_LINK, &4_u32.to_ne_bytes());
         let (index, link) = Link::parse(&body).expect("a link");
         assert!(link.is_up() && !link.is_loopback() && index == 7);
         let wanted = Link {
@@ -459,8 +466,14 @@ mod tests {
             address: Some([2, 0, 0, 0, 0, 9]),
             controller: Some(3),
             peer_nsid: None,
+            lower: None,
         };
-        assert_eq!(link, wanted, "the namespace id of a vxlan device is not a peer's");
+        assert_eq!(link, wanted, "the namespace id of a vxlan device is not a peer's, and its lower device is there");
+        for (lower, known) in [(4_u32, Some(4)), (7, None), (0, None)] {
+            let mut vlan = body.get(..LINK_HEADER).expect("a header").to_vec();
+            put_attribute(&mut vlan, libc::IFLA_LINK, &lower.to_ne_bytes());
+            assert_eq!(Link::parse(&vlan).and_then(|(_, link)| link.lower), known);
+        }
         let mut pair = body.get(..LINK_HEADER).expect("a header").to_vec();
         let mut info = Vec::new();
         put_attribute(&mut info, libc::IFLA_INFO_KIND, b"veth\0");

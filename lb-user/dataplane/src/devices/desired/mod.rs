@@ -5,6 +5,7 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use lb_common::{Addr, Device, DeviceFlags, PodMode};
 
 use super::options::{DeviceOptions, LinkPatterns, Masquerade, UplinkChoice};
@@ -141,6 +142,9 @@ fn desired_devices(network: &NetworkState, node: &[IpAddr], selection: Selection
             if link.kind == "bridge" {
                 flags |= DeviceFlags::BRIDGE;
             }
+            if [Family::V4, Family::V6].into_iter().any(|family| has_several_sources(network, node, *index, family)) {
+                flags |= DeviceFlags::SEVERAL_SOURCES;
+            }
         }
         let device = Device {
             snat_v4: v4.map_or(Addr::from_v4_word(0), Addr::from),
@@ -177,19 +181,35 @@ pub fn uplinks(
             let own = network.addresses.iter().filter(|address| !address.ip.is_loopback());
             let neighbours = own.map(|address| address.interface).chain(network.on_link.iter().copied());
             let of_pods = links_of_pods(network);
-            let by_neighbours = neighbours.filter(|index| !of_pods.contains(index));
-            network.routes.iter().map(|route| route.device).chain(by_address).chain(kept).chain(by_neighbours).collect()
+            let of_hosts = neighbours.chain(bare_receivers(network)).filter(|index| !of_pods.contains(index));
+            network.routes.iter().map(|route| route.device).chain(by_address).chain(kept).chain(of_hosts).collect()
         }
     };
-    // Packets of a bond's or bridge's port also pass the bond or bridge. A VRF is different: it only chooses routes.
     let is_served_by_controller = |index: &u32| {
-        let controller = network.links.get(index).and_then(|link| link.controller);
-        controller.is_some_and(|controller| {
-            chosen.contains(&controller) && network.links.get(&controller).is_some_and(|link| link.kind != "vrf")
-        })
+        let link = network.links.get(index);
+        link.and_then(|link| controller(network, link)).is_some_and(|controller| chosen.contains(&controller))
     };
     let is_loopback = |index: &u32| network.links.get(index).is_some_and(Link::is_loopback);
     chosen.iter().copied().filter(|index| !is_served_by_controller(index) && !is_loopback(index)).collect()
+}
+
+/// Lists the links by which packets of hosts may arrive though neither an address nor a route is there, such as the end
+/// of a load balancer's tunnel: the kernel serves these packets as any others. Left out are links that pass their
+/// packets to another one, as the lower device of a VLAN and a port do, and Ethernet links without neighbours (NOARP),
+/// as dummies are.
+fn bare_receivers(network: &NetworkState) -> impl Iterator<Item = u32> {
+    let lower: BTreeSet<u32> = network.links.values().filter_map(|link| link.lower).collect();
+    let receives = move |(index, link): &(&u32, &Link)| {
+        let is_addressed = link.has_neighbours() || !link.has_ethernet_header();
+        link.is_up() && is_addressed && controller(network, link).is_none() && !lower.contains(index)
+    };
+    network.links.iter().filter(receives).map(|(index, _)| *index)
+}
+
+/// Returns the bond, bridge or the like by which the packets of a port pass too. A VRF is different: it only chooses
+/// routes.
+fn controller(network: &NetworkState, link: &Link) -> Option<u32> {
+    link.controller.filter(|index| network.links.get(index).is_none_or(|controller| controller.kind != "vrf"))
 }
 
 /// Lists the links that lead to one pod of this node each: ends of pairs whose other end is in another network
@@ -260,12 +280,28 @@ impl Family {
 /// Returns the masquerade address of packets that leave by a link: the source of its routes, else the best of its own
 /// addresses.
 fn source(network: &NetworkState, node: &[IpAddr], link: u32, family: Family) -> Option<IpAddr> {
-    let of_route = |route: &Route| {
+    let own = network.addresses.iter().filter(|address| address.interface == link);
+    sources_of_routes(network, link, family).min().map(|(.., ip)| ip).or_else(|| best(own, node, family))
+}
+
+/// Lists the sources of a link's routes: prefix length, metric and address.
+fn sources_of_routes(network: &NetworkState, link: u32, family: Family) -> impl Iterator<Item = (u8, u32, IpAddr)> {
+    let of_route = move |route: &Route| {
         let source = route.source.filter(|ip| family.has(ip) && network.addresses.iter().any(|own| own.ip == *ip))?;
         (route.device == link).then_some((route.prefix_len, route.metric, source))
     };
-    let own = network.addresses.iter().filter(|address| address.interface == link);
-    network.routes.iter().filter_map(of_route).min().map(|(.., ip)| ip).or_else(|| best(own, node, family))
+    network.routes.iter().filter_map(of_route)
+}
+
+/// True if the masquerade address of a link does not fit all packets that leave by it: a route has another source, or
+/// the address is none of a network that is directly there.
+fn has_several_sources(network: &NetworkState, node: &[IpAddr], link: u32, family: Family) -> bool {
+    let Some(chosen) = source(network, node, link, family) else { return false };
+    let own = network.addresses.iter().filter(|own| own.interface == link && family.has(&own.ip) && is_global(own));
+    let usual = own.filter(|own| !own.is_alone_in_its_prefix() && !own.is_deprecated_or_secondary());
+    let mut networks = usual.filter_map(|own| IpNet::new(own.ip, own.prefix_len).ok());
+    networks.any(|network| !network.contains(&chosen))
+        || sources_of_routes(network, link, family).any(|(.., ip)| ip != chosen)
 }
 
 /// Returns the best of some addresses: an address of the Node object, else a permanent one, else the oldest.

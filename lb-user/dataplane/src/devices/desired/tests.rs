@@ -72,7 +72,7 @@ fn a_plain_node_with_an_overlay_has_programs_at_uplink_overlay_and_bridge() {
          3 flannel.1 up kind vxlan mtu 1450
          4 cni0 up kind bridge mtu 1450
          5 veth1 up kind veth port-of 4
-         6 cali2 up kind veth
+         6 cali2 up kind veth peer 0
          addr 1 127.0.0.1/8
          addr 2 192.0.2.5/24
          addr 2 2001:db8::5/64
@@ -84,7 +84,8 @@ fn a_plain_node_with_an_overlay_has_programs_at_uplink_overlay_and_bridge() {
         &["192.0.2.5"],
         "eth0 Uplink 192.0.2.5 2001:db8::5 flags 0 mtu 1500
          flannel.1 Uplink 10.244.0.0 2001:db8::5 flags 0 mtu 1450
-         cni0 Uplink 10.244.0.1 2001:db8::5 flags 8192 mtu 1450",
+         cni0 Uplink 10.244.0.1 2001:db8::5 flags 8192 mtu 1450
+         cali2 - 192.0.2.5 2001:db8::5 flags 129 mtu 1500",
     );
 }
 
@@ -107,7 +108,7 @@ fn a_bond_is_served_and_its_ports_are_not_and_vlans_by_their_own_addresses() {
          bond0.7 Uplink 198.51.100.5 :: flags 0 mtu 1500
          bond0.8 Uplink 203.0.113.5 :: flags 0 mtu 1500",
     );
-    // The route is the port's alone; and a VRF only chooses routes.
+    // Whatever routes name; and a VRF only chooses routes.
     check(
         "2 eth0 up port-of 4
          3 eth1 up port-of 5
@@ -117,8 +118,8 @@ fn a_bond_is_served_and_its_ports_are_not_and_vlans_by_their_own_addresses() {
          route 3 default
          route 5 default",
         &[],
-        "eth0 Uplink 0.0.0.0 :: flags 0 mtu 1500
-         eth1 Uplink 0.0.0.0 :: flags 0 mtu 1500
+        "eth1 Uplink 0.0.0.0 :: flags 0 mtu 1500
+         br0 Uplink 0.0.0.0 :: flags 8192 mtu 1500
          red Uplink 0.0.0.0 :: flags 0 mtu 1500",
     );
 }
@@ -140,7 +141,7 @@ fn a_link_with_the_nodes_address_or_the_default_routes_source_is_an_uplink() {
          addr 5 10.9.0.1/24
          route 2 default src 203.0.113.9",
         &["198.51.100.5", "203.0.113.1"],
-        "eth0 Uplink 203.0.113.9 :: flags 0 mtu 1500
+        "eth0 Uplink 203.0.113.9 :: flags 16384 mtu 1500
          eth1 Uplink 198.51.100.5 :: flags 0 mtu 1500
          dum0 Uplink 203.0.113.9 :: flags 0 mtu 1500
          wg0 Uplink 10.9.0.1 :: flags 2 mtu 1420",
@@ -166,11 +167,10 @@ fn a_link_without_addresses_uses_those_of_the_node() {
 #[test]
 fn the_masquerade_address_is_the_routes_source_and_then_a_permanent_one() {
     let check = |addresses: &str, routes: &str, node: &[&str], v4: &str, v6: &str| {
-        check(
-            &format!("2 eth0 up\n{addresses}\nroute 2 default\n{routes}"),
-            node,
-            &format!("eth0 Uplink {v4} {v6} flags 0 mtu 1500"),
-        );
+        let network = network(&format!("2 eth0 up\n{addresses}\nroute 2 default\n{routes}"));
+        let devices = devices(&network, &UplinkChoice::ByRoute, NO_PODS, &ips(node));
+        let Device { snat_v4, snat_v6, .. } = devices.get(&2).expect("it is there").device;
+        assert_eq!([snat_v4.to_string(), snat_v6.to_string()], [v4, v6], "{addresses}");
     };
     let two = "addr 2 192.0.2.5/24\naddr 2 192.0.2.6/24 secondary\naddr 2 198.51.100.1/32";
     check(two, "", &[], "192.0.2.5", "::");
@@ -187,7 +187,51 @@ fn the_masquerade_address_is_the_routes_source_and_then_a_permanent_one() {
 }
 
 #[test]
-fn every_link_with_an_address_or_a_route_is_an_uplink_but_for_links_of_pods_and_ports() {
+fn a_link_with_sources_of_several_networks_leaves_the_choice_to_the_kernels_routes() {
+    const SEVERAL: u32 = DeviceFlags::SEVERAL_SOURCES;
+    let check = |text: &str, expected: u32| {
+        let network = network(&format!("2 eth0 up\nroute 2 default\naddr 2 192.0.2.5/24\n{text}"));
+        let devices = devices(&network, &UplinkChoice::ByRoute, NO_PODS, &[]);
+        assert_eq!(devices.get(&2).expect("it is there").device.flags, expected, "{text}");
+    };
+    check("addr 2 2001:db8::5/64\naddr 2 2001:db8::6/64", 0);
+    check("addr 2 10.9.0.1/24", SEVERAL);
+    check("addr 2 2001:db8::5/64\naddr 2 fd09::1/64", SEVERAL);
+    check("route 2 10.0.0.0/8 src 192.0.2.5", 0);
+    check("1 lo up loopback layer 772\naddr 1 203.0.113.9/32\nroute 2 default src 203.0.113.9", SEVERAL);
+    check("addr 2 192.0.2.6/24 secondary\nroute 2 10.0.0.0/8 src 192.0.2.6\nroute 2 default src 192.0.2.5", SEVERAL);
+    // Without hosts of their network: alone in its prefix, as a virtual router's; deprecated; of the link only.
+    check("addr 2 198.51.100.1/32\naddr 2 2001:db8::5/64\naddr 2 fd09::1/64 secondary\naddr 2 10.0.0.9/8 link", 0);
+}
+
+#[test]
+fn a_link_without_addresses_and_routes_is_an_uplink_if_packets_for_the_node_may_arrive_there() {
+    let network = network(
+        "2 eth0 up
+         3 tunl0 up noarp layer 768
+         4 vxlan0 up kind vxlan
+         5 dummy0 up noarp kind dummy
+         6 ifb0 up noarp kind ifb
+         7 trunk up
+         8 trunk.5 up kind vlan on 7
+         9 port up port-of 10
+         10 ovs-system kind openvswitch
+         11 in-vrf up port-of 12
+         12 red up noarp kind vrf
+         13 cali13 up kind veth peer 1
+         14 pair up kind veth on 15
+         15 other up kind veth on 14
+         16 down0
+         addr 8 198.51.100.5/24
+         route 2 default",
+    );
+    let devices = devices(&network, &UplinkChoice::ByRoute, NO_PODS, &[]);
+    let uplinks = devices.values().filter(|desired| desired.role.is_some()).map(|desired| desired.name.as_str());
+    assert_eq!(uplinks.collect::<Vec<_>>(), ["eth0", "tunl0", "vxlan0", "trunk.5", "in-vrf"]);
+}
+
+#[test]
+fn every_link_but_those_of_pods_and_ports_is_an_uplink() {
     const POD: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
     check(
         "1 lo up loopback layer 772
@@ -224,6 +268,7 @@ fn every_link_with_an_address_or_a_route_is_an_uplink_but_for_links_of_pods_and_
              ptp7 - 10.244.0.1 fd44::1 flags {POD} mtu 1500
              nk8 - 192.0.2.5 fd44::1 flags {POD} mtu 1500
              tap9 Uplink 192.0.2.5 fd44::1 flags 0 mtu 1500
+             eth2 Uplink 192.0.2.5 fd44::1 flags 0 mtu 1500
              here0 Uplink 10.5.0.1 fd44::1 flags 0 mtu 1500
              wg0 Uplink 192.0.2.5 fd44::1 flags 2 mtu 1500"
         )
@@ -302,7 +347,7 @@ fn flags_take_the_place_of_routes() {
 
 #[test]
 fn a_link_that_is_down_keeps_its_programs() {
-    let network = network("2 eth0\n3 eth1 up\n4 eth2");
+    let network = network("2 eth0\n3 eth1 up port-of 5\n4 eth2\n5 br0 kind bridge");
     let attached = BTreeSet::from([2, 3, 9]);
     assert_eq!(uplinks(&network, &UplinkChoice::ByRoute, &[], &attached), BTreeSet::from([2]));
 }
@@ -364,8 +409,9 @@ fn host_routing_is_between_uplinks_and_pod_links_outside_of_bridges() {
          4 cali4 up kind veth peer 0
          5 bridged up kind veth peer 1 port-of 6
          6 cni0 up kind bridge
-         7 here up kind veth
+         7 here up kind veth on 10
          8 l3 up kind netkit layer 65534 peer 2
+         10 here-end up kind veth on 7
          9 node up kind veth peer 3
          addr 2 192.0.2.5/24
          route 2 default
@@ -386,8 +432,9 @@ fn host_routing_is_between_uplinks_and_pod_links_outside_of_bridges() {
     let flags: Vec<_> = devices.values().map(|desired| (desired.name.as_str(), desired.device.flags)).collect();
     const ROUTED: u32 = DeviceFlags::HOST_ROUTING;
     const BARE: u32 = DeviceFlags::NO_ETHERNET;
+    let cni0 = ("cni0", ROUTED | DeviceFlags::BRIDGE);
     let l3 = ("l3", POD | BARE | DeviceFlags::NO_PROGRAMS);
-    assert_eq!(flags, [("eth0", ROUTED), ("wg0", BARE), ("cali4", ENTERED), l3, ("node", ROUTED)]);
+    assert_eq!(flags, [("eth0", ROUTED), ("wg0", BARE), ("cali4", ENTERED), cni0, l3, ("node", ROUTED)]);
     assert_eq!(pods(&wanted, PodMode::Off, 0), BTreeMap::from([(4, ENTERED | DeviceFlags::OFF)]));
     assert_eq!(
         pods(NONE, PodMode::Socket, ENTERED),

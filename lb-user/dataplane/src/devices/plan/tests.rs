@@ -183,7 +183,7 @@ fn a_deleted_link_is_reported_and_forgotten() {
 fn a_link_that_is_no_uplink_any_more_is_detached_before_its_entry_goes() {
     let mut node = Node::new(&format!("{ETH0}{WG0}"));
     node.pass();
-    node.network = network(&format!("{ETH0}3 wg0 up layer 65534"));
+    node.network = network(&format!("{ETH0}3 wg0 up layer 65534 port-of 5\n5 br0 kind bridge"));
     node.passes(&["tell pod modes", "detach wg0 (tcx)", "forget deleted", "remove [3]"]);
     node.options.uplinks = UplinkChoice::Named("".parse().expect("no patterns"));
     node.passes(&["tell pod modes", "detach eth0 (tcx)", "forget deleted", "remove [2]"]);

@@ -32,7 +32,7 @@ use crate::{
     doctor::returning,
     node::{StoryNode, ip},
     packets,
-    sockets::{Client, tcp_ask},
+    sockets::{Client, kernel_is_since, tcp_ask},
 };
 
 pub const STORIES: &[Story] = &[
@@ -45,6 +45,7 @@ pub const STORIES: &[Story] = &[
     ("devices_are_clean_after_cleanup_from_another_namespace", cleanup_from_another_namespace),
     ("devices_keep_foreign_tc_filters", foreign_filters_are_kept),
     ("devices_run_our_programs_before_filters_of_others", filters_of_others_come_later),
+    ("devices_with_a_qdisc_for_ingress_alone_get_both_programs_or_none", qdisc_for_ingress),
     ("devices_get_detached_programs_back", detached_programs_come_back),
     ("devices_added_by_the_hundred_cost_little_cpu_time", hundreds_of_devices_cost_little),
 ];
@@ -557,4 +558,24 @@ fn hundreds_of_devices_cost_little(node: &mut StoryNode) {
         devices(node).len() == 1 && ids(node).len() == 2
     });
     assert!(is_attached("up0"));
+}
+
+/// Before Linux 6.6 the qdisc `ingress` of another tool leaves no room for the program at egress. That at ingress
+/// alone would break what another proxy serves.
+fn qdisc_for_ingress(node: &mut StoryNode) {
+    if !add_uplink("up0", 0) {
+        return;
+    }
+    tc(&["qdisc", "add", "dev", "up0", "ingress"]);
+    let mut agent = node.agent(&[]);
+    if kernel_is_since(6, 6) {
+        return until("both programs are there", || is_attached("up0"));
+    }
+    agent.wait_for_log("another tool has the qdisc `ingress` there");
+    assert_eq!(programs("up0"), Vec::<String>::new());
+    let findings = findings_about_devices(node).join(", ");
+    assert!(findings.contains("up0") && findings.contains("has no program"), "{findings}");
+    tc(&["qdisc", "del", "dev", "up0", "ingress"]);
+    until("the cure brings both programs", || is_attached("up0"));
+    agent.terminate();
 }

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use lb_common::Hook;
 
 use lb_kernel::{
@@ -88,16 +88,19 @@ impl Clsact {
         if !self.marks.exists() {
             return Ok(BTreeMap::new());
         }
-        let with_qdisc =
-            self.channel.dump(libc::RTM_GETQDISC, &header(0, 0, 0, 0), clsact_of).context("listing qdiscs")?;
         let mut attached = BTreeMap::new();
-        for device in with_qdisc {
+        for device in self.with_qdisc()? {
             let programs = self.programs(device)?;
             if programs.iter().any(Option::is_some) {
                 attached.insert(device, programs);
             }
         }
         Ok(attached)
+    }
+
+    /// Lists the devices with a clsact qdisc.
+    fn with_qdisc(&mut self) -> Result<Vec<u32>> {
+        self.channel.dump(libc::RTM_GETQDISC, &header(0, 0, 0, 0), clsact_of).context("listing qdiscs")
     }
 
     fn programs(&mut self, device: u32) -> Result<ProgramIds> {
@@ -120,8 +123,16 @@ impl Clsact {
         put_attribute(&mut qdisc, libc::TCA_KIND, b"clsact\0");
         match self.channel.execute(libc::RTM_NEWQDISC, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &qdisc) {
             Ok(()) => fs::create_dir_all(self.mark(device)).context("marking a qdisc as ours")?,
-            // A clsact qdisc exists: ours, or a foreign one.
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+            // A clsact qdisc exists, ours or a foreign one; or a qdisc for ingress alone, which would take the filter
+            // of egress for one of ingress.
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+                if !self.with_qdisc()?.contains(&device) {
+                    bail!(
+                        "another tool has the qdisc `ingress` there, beside which there is no room for a program at \
+                         egress before Linux 6.6: have it use clsact, which takes the same filters"
+                    );
+                }
+            }
             Err(error) => return Err(failed(FailedCall::AddClsact, "adding a clsact qdisc", error)),
         }
         let parent = parent(hook);

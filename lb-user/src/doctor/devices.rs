@@ -1,12 +1,17 @@
 //! Programs at network devices: at the uplinks, at the links of pods in mode `packet`, and programs of others before
-//! them.
+//! them; and that at the look-up of sockets, while links of pods have none.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     path::Path,
 };
 
 use anyhow::{Context as _, Result};
+use aya::{
+    maps::MapInfo,
+    programs::{ProgramInfo, loaded_programs},
+};
 use lb_common::{Device, DeviceFlags, PodMode, PodModeEntry};
 
 use super::{Finding, foreign::Programs};
@@ -15,6 +20,7 @@ use lb_core::text::number;
 use lb_dataplane::{
     attach::{
         clsact::Clsact,
+        socket_lookup::PROGRAM,
         tc::{self, Attachment},
     },
     devices::{desired, options::UplinkChoice},
@@ -42,6 +48,9 @@ pub(super) struct DeviceFacts {
     pods: Vec<PodModeRow>,
     /// Number of pod links with host routing. `None` without `--host-routing`.
     host_routed_links: Option<usize>,
+    /// True if Beeline's program is at the look-up of sockets. `None` if no agent has it there: each link of a pod has
+    /// programs.
+    finds_sockets: Option<bool>,
 }
 
 /// Reads the devices of this thread's network namespace, and the pinned maps.
@@ -77,7 +86,19 @@ pub(super) fn read(directory: &Path, root: &Path, devices: Option<&UplinkChoice>
     let host_routed_links = || known.iter().filter(|(_, device)| DeviceFlags::lead_into_a_pod(device.flags)).count();
     let host_routed_links = has_host_routing.then(host_routed_links);
     let is_off = devices.is_some_and(UplinkChoice::is_none);
-    Ok(DeviceFacts { is_off, uplinks, attached, names, foreign_first, pods, host_routed_links })
+    const WITHOUT: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
+    let has_bare_link = known.iter().any(|(_, device)| device.flags & WITHOUT == WITHOUT);
+    let finds_sockets = (devices.is_some() && !is_off && has_bare_link).then(|| is_at_socket_lookup(directory));
+    Ok(DeviceFacts { is_off, uplinks, attached, names, foreign_first, pods, host_routed_links, finds_sockets })
+}
+
+/// True if a program over the pinned maps is at the look-up of sockets in this thread's network namespace.
+fn is_at_socket_lookup(directory: &Path) -> bool {
+    let netns = File::open("/proc/thread-self/ns/net");
+    let running = netns.and_then(bpf::programs_at_socket_lookup).unwrap_or_default();
+    let Ok(devices) = MapInfo::from_pin(directory.join("DEVICES")) else { return false };
+    let uses = |program: ProgramInfo| program.map_ids().ok().flatten().unwrap_or_default().contains(&devices.id());
+    loaded_programs().filter_map(Result::ok).filter(|program| running.contains(&program.id())).any(uses)
 }
 
 pub(super) fn evaluate(facts: &Result<DeviceFacts>) -> Vec<Finding> {
@@ -137,6 +158,14 @@ pub(super) fn evaluate(facts: &Result<DeviceFacts>) -> Vec<Finding> {
         let cure = "none before the first pod starts; if the CNI connects pods to a bridge, remove the flag";
         findings.push(Finding::note(CHECK, what, cure));
     }
+    if facts.finds_sockets == Some(false) {
+        let what = format!(
+            "{PROGRAM} is not at the look-up of sockets: NodePorts of this node serve a pod without sockets after its \
+             first packet to a cluster IP"
+        );
+        let cure = "none before Linux 5.17; later the agent attaches it within 30 s, or its log has the reason";
+        findings.push(Finding::note(CHECK, what, cure));
+    }
     if facts.is_off {
         let what = "--devices none: clients outside of the node are not served by Beeline";
         findings.push(Finding::note(
@@ -152,11 +181,13 @@ pub(super) fn evaluate(facts: &Result<DeviceFacts>) -> Vec<Finding> {
     if findings.is_empty() {
         let devices: Vec<_> =
             facts.attached.iter().map(|(index, has)| format!("{} ({})", name(index), has.method.name())).collect();
-        let what = match devices.as_slice() {
-            few if few.len() <= 4 => format!("both programs are at {}", few.join(", ")),
-            many => format!("both programs are at {}", number(many.len(), "device")),
+        let devices = match devices.as_slice() {
+            few if few.len() <= 4 => few.join(", "),
+            many => number(many.len(), "device"),
         };
-        findings.push(Finding::ok(CHECK, what));
+        let lookup = facts.finds_sockets.map(|_| format!(", and {PROGRAM} at the look-up of sockets"));
+        let lookup = lookup.unwrap_or_default();
+        findings.push(Finding::ok(CHECK, format!("both programs are at {devices}{lookup}")));
     }
     findings
 }
@@ -197,6 +228,13 @@ mod tests {
             &evaluate(&Err(anyhow::anyhow!("EPERM"))),
             &["error: the programs at network devices cannot be read"],
         );
+    }
+
+    #[test]
+    fn the_program_at_look_ups_of_sockets_is_there_while_links_of_pods_have_none() {
+        let at_lookup = "ok: both programs are at eth0 (tcx), and socket_lookup at the look-up of sockets";
+        check(DeviceFacts { finds_sockets: Some(true), ..facts() }, &[at_lookup]);
+        check(DeviceFacts { finds_sockets: Some(false), ..facts() }, &["note: socket_lookup is not at the look-up"]);
     }
 
     #[test]

@@ -24,11 +24,11 @@ use rustix::{
 
 use crate::{
     Story,
-    agent::{Agent, until},
+    agent::{Agent, run, until},
     devices::index,
     node::StoryNode,
     packets::{NODE_PORT, TARGET, addresses, agent, pod, serve, service},
-    sockets::{Client, has_ingress_ifindex, tcp_ask, tcp_server, udp_server},
+    sockets::{Client, any, has_ingress_ifindex, tcp_ask, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
@@ -38,6 +38,7 @@ pub const STORIES: &[Story] = &[
     ("packets_of_a_pod_without_sockets_wait_for_a_busy_agent", busy_agent),
     ("packets_of_a_pod_without_sockets_to_addresses_of_its_node_are_served_after_the_first", addresses_of_the_node),
     ("packets_of_a_pod_to_sockets_of_its_node_reach_them", sockets_of_the_node),
+    ("packets_of_a_pod_to_a_node_port_that_a_socket_got_from_the_kernel_reach_it_but_the_first", ports_of_the_kernel),
 ];
 
 const VIPS: [&str; 2] = ["10.96.0.1:80", "[fd96::1]:80"];
@@ -267,6 +268,38 @@ fn sockets_of_the_node(node: &mut StoryNode) {
         assert_eq!(flags(node, &lan, link), DeviceFlags::POD | DeviceFlags::NO_PROGRAMS, "they pay nothing");
     }
     assert!(socket_lookup_link(&agent).is_some());
+    let doctor = lan.node1.host.net.enter(|| run(node, &["doctor"]));
+    let doctor = String::from_utf8_lossy(&doctor.stdout);
+    let is_there = doctor.contains(", and socket_lookup at the look-up of sockets");
+    assert!(is_there || !has_ingress_ifindex(), "{doctor}");
     lan.node1.host.net.ip("link del pod2\nlink del pod3\n");
     until("a node without links of pods pays nothing", || socket_lookup_link(&agent).is_none());
+}
+
+/// An unconnected socket of the host gets the port of a NodePort, since the range from which the kernel takes ports has
+/// it, and asks pods.
+fn ports_of_the_kernel(node: &mut StoryNode) {
+    if !has_ingress_ifindex() {
+        return;
+    }
+    let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
+    lan.node1.pods.iter().for_each(serve);
+    let backends = addresses(pod(&lan.node2)).map(|ip| (ip, "there"));
+    let _agent = start(node, &lan, &backends);
+    lan.node1.host.net.set("ipv4/ip_local_port_range", &format!("{NODE_PORT} {NODE_PORT}"));
+    for pod in &lan.node1.pods {
+        let before = dropped(node);
+        for to in addresses(pod).map(|ip| SocketAddr::from((ip, TARGET))) {
+            lan.node1.host.net.enter(|| {
+                let client = Client::udp(to);
+                client.bind(&any(to).to_string());
+                set_socket_timeout(client.fd(), Timeout::Recv, Some(Duration::from_millis(300))).expect("SO_RCVTIMEO");
+                let is_answered = || client.send_to(to).is_ok() && client.try_receive().is_ok();
+                assert_eq!(is_answered(), to.is_ipv6(), "the first answer of the pod, by IPv4, is lost");
+                until("the link has the programs, by which answers pass", is_answered);
+                assert!((0..5).all(|_| is_answered()), "all later answers of {to} arrive");
+            });
+        }
+        assert!(dropped(node) > before);
+    }
 }

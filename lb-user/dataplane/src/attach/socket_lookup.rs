@@ -16,7 +16,7 @@ use tracing::warn;
 use crate::damage::{Damage, Part};
 
 /// Name of the program.
-pub(crate) const PROGRAM: &str = "socket_lookup";
+pub const PROGRAM: &str = "socket_lookup";
 
 /// The map of the sinks.
 const SINKS: &str = "SINKS";

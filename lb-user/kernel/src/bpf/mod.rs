@@ -28,4 +28,4 @@ pub use links::{
 pub use pins::{open_pin, pin};
 pub use pod::from_bytes;
 pub use programs::{load_classifier, load_connect4, run_classifier};
-pub use query::{has_tcx, programs_at, programs_at_device};
+pub use query::{has_tcx, programs_at, programs_at_device, programs_at_socket_lookup};

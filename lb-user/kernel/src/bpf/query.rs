@@ -1,4 +1,4 @@
-//! Programs attached to a cgroup or a network device (`BPF_PROG_QUERY`, Linux 4.15).
+//! Programs attached to a cgroup, a network device or a network namespace (`BPF_PROG_QUERY`, Linux 4.15).
 #![expect(unsafe_code, reason = "fields of the union bpf_attr")]
 
 use std::{io, os::fd::AsFd};
@@ -24,6 +24,15 @@ pub fn programs_at(cgroup: impl AsFd, hook: bpf_attach_type) -> io::Result<Vec<u
 /// `EINVAL` if the kernel has no TCX.
 pub fn programs_at_device(interface: u32, hook: Hook) -> io::Result<Vec<u32>> {
     query(interface, tcx_attach_type(hook), 0)
+}
+
+/// Lists the programs that run at the look-up of sockets in a network namespace by id, in the order in which they run
+/// (Linux 5.9).
+///
+/// # Errors
+/// `EINVAL` if the kernel does not know the hook.
+pub fn programs_at_socket_lookup(netns: impl AsFd) -> io::Result<Vec<u32>> {
+    query(fd_number(netns.as_fd()), bpf_attach_type::BPF_SK_LOOKUP, 0)
 }
 
 /// `target` is a descriptor or the index of a device, which share their place in the union.

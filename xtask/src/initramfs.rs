@@ -10,7 +10,7 @@ use crate::kernel_cache::Kernel;
 use crate::{run, setup, vm};
 
 /// Modules of a cloud kernel that a node has loaded. Modules that are built in or that a kernel lacks are left out.
-const MODULES: [&str; 27] = [
+const MODULES: [&str; 35] = [
     "ipv6",
     "veth",
     "dummy",
@@ -35,6 +35,14 @@ const MODULES: [&str; 27] = [
     "nft_chain_nat",
     "nft_ct",
     "nft_masq",
+    "nft_nat",
+    "nft_numgen",
+    "nft_flow_offload",
+    "nf_flow_table_inet",
+    "geneve",
+    "vrf",
+    "macvlan",
+    "tun",
     "iptable_filter",
     "ip6table_filter",
     // With what it needs of sunrpc, lockd and nfs.
@@ -81,6 +89,7 @@ pub(crate) fn build(kernel: &Kernel, inside: &Inside) -> Result<Vec<u8>> {
         ("sbin/tc", find("tc")),
         ("sbin/bridge", find("bridge")),
         ("sbin/wg", find("wg")),
+        ("sbin/nft", find("nft")),
         ("sbin/bpftool", setup::bpftool()),
     ] {
         let Some(tool) = tool else { continue };

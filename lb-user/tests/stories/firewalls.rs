@@ -1,5 +1,5 @@
 //! Firewalls of the host that drop what is forwarded, as firewalld and ufw make them: `doctor` tells it before clients
-//! do, and its cure serves them.
+//! do, and its cure serves them. Others, as OpenWrt's, have netfilter offload open connections to a flowtable.
 
 use std::{
     net::{SocketAddr, TcpStream},
@@ -7,18 +7,33 @@ use std::{
     time::Duration,
 };
 
-use lb_lab::network::{Host, Lan, LanOptions};
+use lb_lab::network::{Host, Lan, LanOptions, RpFilter};
 
 use crate::{
     Story,
     agent::until,
     doctor::DoctorRun,
     node::StoryNode,
-    packets::{NODE_PORT, addresses, agent, pod, serve, service},
-    sockets::{Client, tcp_ask},
+    packets::{NODE_PORT, TARGET, addresses, agent, pod, serve, service},
+    places,
+    sockets::{Client, tcp_ask, tcp_digest, tcp_send},
 };
 
-pub const STORIES: &[Story] = &[("firewalls_of_the_host_that_drop_what_is_forwarded_are_told_with_a_cure", told)];
+pub const STORIES: &[Story] = &[
+    ("firewalls_of_the_host_that_drop_what_is_forwarded_are_told_with_a_cure", told),
+    ("firewalls_that_offload_connections_to_a_flowtable_serve_streams_of_clients_outside", flowtable),
+];
+
+/// Open connections leave the hook at ingress, behind the programs there, for the device to their destination.
+const FLOWTABLE: &str = "
+table inet speed {
+    flowtable fast { hook ingress priority filter; devices = { eth0, pod2, tun0 }; }
+    chain forward {
+        type filter hook forward priority filter;
+        meta l4proto { tcp, udp } counter flow add @fast
+        ct state invalid drop
+    }
+}";
 
 /// Forwarding of firewalld 1.3 with the zone public, without its zones for other devices.
 const FIREWALLD: &str = r#"
@@ -159,4 +174,39 @@ fn told(node: &mut StoryNode) {
         doctor("note", "none if ");
         run(&firewall.remove);
     }
+}
+
+fn flowtable(node: &mut StoryNode) {
+    const OCTETS: usize = 8 << 20;
+    let lan = Lan::make(LanOptions { rp_filter: RpFilter::Loose, ..LanOptions::default() });
+    let (far, _tunnel) = match lan.node1.add_tunnel() {
+        Ok(added) => added,
+        Err(error) => return println!("LACKS TUN devices: {error}"),
+    };
+    let host = &lan.node1.host;
+    match host.net.enter(|| Command::new("nft").arg(FLOWTABLE).output()) {
+        Ok(made) if made.status.success() => {}
+        Ok(made) => {
+            let error = String::from_utf8_lossy(&made.stderr).into_owned();
+            assert!(error.contains("Could not process rule"), "{error}");
+            return println!("LACKS flowtables of nftables");
+        }
+        Err(error) => return println!("LACKS nft: {error}"),
+    }
+    // The client's address is kept, the packets are redirected, and netfilter masquerades them (the slow path).
+    for (backend, name) in [(pod(&lan.node1), "here"), (pod(&lan.node2), "there"), (&far, "there")] {
+        let endpoints = addresses(backend).map(|ip| (ip, name));
+        node.write("web.yaml", &service("Cluster", &endpoints));
+        let agent = places::agent(node, &lan);
+        agent.wait_for("its backends", |dump| dump.backends.len() == 4);
+        places::wait_for_devices(node, &lan, &["eth0", "tun0"]);
+        for (dialled, ip) in addresses(host).into_iter().zip(addresses(backend)) {
+            let received = backend.net.enter(|| tcp_digest(SocketAddr::from((ip, TARGET))));
+            let sent = lan.client.net.enter(|| tcp_send(SocketAddr::from((dialled, NODE_PORT)), OCTETS));
+            assert_eq!(received.join().expect("the server"), sent, "to {dialled}, {name}");
+        }
+    }
+    let chain = host.net.run(&["nft", "list", "chain", "inet", "speed", "forward"]);
+    let seen = chain.split_once("packets ").and_then(|(_, rest)| rest.split_once(' ')?.0.parse::<u32>().ok());
+    assert!(seen.is_some_and(|seen| seen < 400), "streams are offloaded: {chain}");
 }

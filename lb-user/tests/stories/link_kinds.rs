@@ -26,6 +26,7 @@ pub const STORIES: &[Story] = &[
     ("packets_reach_pods_behind_gre", |node| behind(node, &GRE)),
     ("packets_reach_pods_behind_sit", |node| behind(node, &SIT)),
     ("packets_reach_pods_behind_vxlan", |node| behind(node, &VXLAN)),
+    ("packets_reach_pods_behind_geneve", |node| behind(node, &GENEVE)),
     ("packets_reach_pods_behind_wireguard", |node| behind(node, &WIREGUARD)),
     ("packets_come_in_by_a_bond", by_a_bond),
 ];
@@ -81,6 +82,7 @@ const VXLAN: Overlay = Overlay {
     ],
     families: [true, true],
 };
+const GENEVE: Overlay = Overlay { kind: "geneve", arguments: "id 42 remote PEER", ..VXLAN };
 const WIREGUARD: Overlay = Overlay { kind: "wireguard", arguments: "", ..GRE };
 
 /// Runs a program that is to read a text and to print one; none if it does not exist or fails.

@@ -40,6 +40,7 @@ mod own_addresses;
 mod packet_links;
 mod packets;
 mod places;
+mod pod_link_kinds;
 mod pod_modes;
 mod port_ranges;
 mod probes;
@@ -121,6 +122,7 @@ fn stories() -> Vec<Story> {
         places::STORIES,
         slow_path::STORIES,
         standing_connections::STORIES,
+        pod_link_kinds::STORIES,
         pod_modes::STORIES,
         network_policy::STORIES,
         doctor::STORIES,

@@ -24,7 +24,7 @@ pub use family::Family;
 pub use layout::{
     Affinity, AffinityKey, Announced, Backend, BackendFlags, BackendStats, COMM_LEN, ClusterRange, ClusterRanges,
     ConflictEntry, ConflictKey, Counter, Device, DeviceFlags, EarlyFragment, EarlyKey, EjectPolicy, EjectStats,
-    EjectStatsKey, EjectionKey, FIRST_SCOPE, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    EjectStatsKey, EjectionKey, FIRST_SCOPE, Flow, FlowEnds, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, GETS_NO_PROGRAMS, Hook, Hop, Kind, LAYOUT_VERSION, LinkAddr, List, LogGate, MAGLEV_LEN,
     MASQUERADE_MARK, MAX_CLUSTER_RANGES, Maglev, MaglevKey, NAME_LEN, NEVER, Name, Names, NetnsAddrs, NodeAddr,
     NodeAddrFlags, Opening, PodMode, PodModeEntry, PortBlock, PortBlockKey, PortStats, Range, RangeKey, SCOPE_SIZE,

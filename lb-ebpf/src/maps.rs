@@ -95,6 +95,10 @@ pub static MAGLEV: HashMap<MaglevKey, Maglev, { capacity::MAGLEV }, NO_PREALLOC>
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, { capacity::FLOWS }, NO_PREALLOC> = HashMap::new();
 
+/// Marks of the node's ends of flows: see [`lb_common::FlowEnds`].
+#[btf_map]
+pub static FLOW_ENDS: Array<u64, { capacity::FLOW_ENDS }> = Array::new();
+
 /// The map that was `FLOWS` before a start with another size, while `FLOWS` may lack flows of it: see `packet::flow`.
 /// At other times it is not used.
 #[btf_map]

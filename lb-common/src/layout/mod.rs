@@ -22,7 +22,7 @@ pub use counters::Counter;
 pub use ejection::{EjectPolicy, EjectStats, EjectStatsKey, EjectionKey};
 pub use frontends::{Frontend, FrontendKey, Kind};
 pub use packets::{
-    Device, DeviceFlags, EarlyFragment, EarlyKey, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts,
+    Device, DeviceFlags, EarlyFragment, EarlyKey, Flow, FlowEnds, FlowFlags, FlowKey, FragmentKey, FragmentPorts,
     GETS_NO_PROGRAMS, Hook, Hop, MAGLEV_LEN, MASQUERADE_MARK, Maglev, MaglevKey, Opening, Range, RangeKey, SlowPath,
     Tuple,
 };
@@ -77,6 +77,8 @@ pub mod capacity {
     pub const FLOWS: usize = 524_288;
     /// Flows that begin, on all CPUs: those of two thirds of a second of 100,000 a second, and a quarter of `FLOWS`.
     pub const OPENING: usize = 65_536;
+    /// Places of marks of the node's ends of flows, and a last place that says if the marks are complete.
+    pub const FLOW_ENDS: usize = 16_384 + 1;
     /// Fragmented datagrams whose first fragment was seen.
     pub const FRAGMENTS: usize = 8_192;
     /// Fragments that came before the first one of their datagram, 2 KiB each.

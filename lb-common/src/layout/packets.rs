@@ -1,6 +1,10 @@
 //! Layouts of the maps of the packet path.
 
-use crate::Addr;
+use super::capacity;
+use crate::{
+    Addr,
+    hash::{fold, splitmix},
+};
 
 /// Addresses and ports of a packet.
 #[repr(C)]
@@ -55,6 +59,39 @@ impl FlowKey {
     #[must_use]
     pub const fn new(tuple: Tuple, proto: u8, hook: Hook) -> Self {
         Self { tuple, proto, hook: hook as u8, _pad: 0 }
+    }
+}
+
+/// Places of `FLOW_ENDS`, which has a mark for the node's end of each key of `FLOWS`: the destination of packets that
+/// enter, the source of packets that leave. Without a mark no flow has such packets, which spares most packets the
+/// look-up; a mark means nothing, since several ends share a place, and marks stay.
+pub struct FlowEnds;
+
+impl FlowEnds {
+    /// The place that is not 0 once all entries of `FLOWS` have their marks, and all programs set them.
+    pub const ARE_COMPLETE: u32 = capacity::FLOW_ENDS as u32 - 1;
+    const HALF: u32 = Self::ARE_COMPLETE / 2;
+
+    /// The place of packets of a tuple at a hook.
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(tuple: &Tuple, hook: Hook) -> u32 {
+        match hook {
+            // Without the port: replies come to thousands of ports of the node, and its pods' own packets to none.
+            Hook::Ingress => splitmix(fold(&tuple.dst), 0) % Self::HALF,
+            // With the port: a pod that serves clients outside is a client of others too.
+            Hook::Egress => Self::HALF + splitmix(fold(&tuple.src), tuple.src_port as u32) % Self::HALF,
+        }
+    }
+}
+
+impl FlowKey {
+    /// The place of its mark in `FLOW_ENDS`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn end(&self) -> u32 {
+        let hook = if self.hook == Hook::Egress as u8 { Hook::Egress } else { Hook::Ingress };
+        FlowEnds::place(&self.tuple, hook)
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod crc32c;
 mod echo;
+mod glance;
 mod neighbour;
 mod parse;
 mod reply;
@@ -11,6 +12,7 @@ mod sum;
 
 use crate::{Tuple, hash};
 pub use echo::{answer_echo, is_echo_request};
+pub use glance::Glance;
 pub use neighbour::{
     ADVERTISEMENT_FRAME, ARP_FRAME, Arp, Gratuitous, NeighbourMessage, PROBE_FRAME, advertised_link, answer_arp,
     answer_solicitation, arp_probe, gratuitous_arp, is_same_link, is_valid, neighbour_probe, neighbour_question,
@@ -28,6 +30,9 @@ pub trait Skb {
     /// Reads `N` words of four octets, in memory order; `None` past the end. The fastest read, for the headers of every
     /// packet.
     fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]>;
+
+    /// Reads `N` words from the IP header on, wherever that begins; `None` past the end.
+    fn network_words<const N: usize>(&self) -> Option<[u32; N]>;
 
     /// Reads `N` bytes; `None` past the end.
     #[inline(always)]

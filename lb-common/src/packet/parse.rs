@@ -190,7 +190,7 @@ pub fn parse_transport(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
             ports = first;
             let [length, flags, ..] = fourth.to_ne_bytes();
             packet.seen |= ((flags & 1 != 0) as u8 * Seen::FIN) | ((flags & 4 != 0) as u8 * Seen::RST);
-            packet.begins = flags & 0x12 == 2;
+            packet.begins = is_first_of_tcp(flags);
             packet.headers = packet.l4 - packet.l3 + u32::from(length >> 4) * 4;
             packet.serial = u32::from_be(sequence);
             if flags & 4 == 0 {
@@ -224,6 +224,12 @@ pub fn parse_transport(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
     }
     put_ports(packet, ports);
     Some(())
+}
+
+/// True for the flags of a SYN without ACK.
+#[inline(always)]
+pub(super) const fn is_first_of_tcp(flags: u8) -> bool {
+    flags & 0x12 == 2
 }
 
 /// Ports are the first word of each transport header that has them.

@@ -9,7 +9,7 @@ use lb_common::{
 use super::{
     announce, early,
     flow::lookup_flow,
-    fragment, icmp,
+    fragment, glance, icmp,
     new_flow::{egress_unknown, new_flow},
     parse::{parse_ip, parse_ports},
     reject,
@@ -53,6 +53,9 @@ fn handle(mut frame: Frame, hook: Hook) -> i32 {
         let is_question = hook as u8 == Hook::Ingress as u8 && frame.is_arp();
         return if is_question { announce::arp(frame) } else { PacketVerdict::PASS.code() };
     };
+    if glance::passes(frame, family, hook) {
+        return PacketVerdict::PASS.code();
+    }
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return PacketVerdict::PASS.code();
     };

@@ -9,7 +9,7 @@ use lb_common::{
     packet::Packet,
 };
 
-use super::scratch::Scratch;
+use super::{flow_ends, scratch::Scratch};
 use crate::{
     counters::count,
     globals::FLOWS_MOVE,
@@ -44,13 +44,20 @@ pub fn lookup_flow(scratch: &mut Scratch) -> bool {
     true
 }
 
+/// Inserts an entry into `FLOWS`; an error of the kernel otherwise. The only way, since the entry needs its mark.
+#[inline(always)]
+pub fn insert(key: &FlowKey, flow: &Flow, flags: u64) -> Result<(), i32> {
+    flow_ends::mark(key);
+    FLOWS.insert(key, flow, flags)
+}
+
 /// Adds an entry of `FLOWS_BEFORE` to `FLOWS`, unless that has it: of a flow that began after the loader had copied the
 /// others, and before the last program was replaced.
 #[inline(always)]
 fn take_over_flow(key: &FlowKey) {
     if let Some(flow) = FLOWS_BEFORE.get_ptr(key) {
         // SAFETY: our map value; it stays until the RCU grace period ends.
-        let _existed = FLOWS.insert(key, unsafe { &*flow }, u64::from(BPF_NOEXIST));
+        let _existed = insert(key, unsafe { &*flow }, u64::from(BPF_NOEXIST));
     }
 }
 

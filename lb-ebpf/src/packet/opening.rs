@@ -11,7 +11,7 @@ use lb_common::{
     flow::{FlowState, partner_key},
 };
 
-use super::scratch::Scratch;
+use super::{flow, scratch::Scratch};
 use crate::{
     counters::count,
     globals::OPENING_SLOTS,
@@ -91,8 +91,8 @@ pub fn take_over(scratch: &mut Scratch) -> bool {
     }
     let _existed = FLOWS.remove(&*other_key);
     count(Counter::FlowsEarlyDrop);
-    FLOWS.insert(&*place, &*partner, u64::from(BPF_ANY)).is_ok()
-        && FLOWS.insert(&*key, &*flow, u64::from(BPF_ANY)).is_ok()
+    flow::insert(&*place, &*partner, u64::from(BPF_ANY)).is_ok()
+        && flow::insert(&*key, &*flow, u64::from(BPF_ANY)).is_ok()
 }
 
 /// True if the client's entry of a flow is of a Service, and the flow gives way.

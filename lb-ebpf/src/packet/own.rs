@@ -8,7 +8,7 @@ use lb_common::{
 };
 
 use super::{
-    ports,
+    flow, ports,
     route::{Fib, Route},
     scratch::Scratch,
     skb::Frame,
@@ -100,10 +100,10 @@ pub fn keep_replies(scratch: &mut Scratch, device: &Device) -> bool {
     partner.to = packet.tuple.reversed();
     partner.flags = FlowFlags::OWN | FlowFlags::REVERSE | FlowFlags::PARTNER_EGRESS;
     *replies = partner_key(key, flow);
-    if FLOWS.insert(&*replies, &*partner, u64::from(BPF_NOEXIST)).is_err() {
+    if flow::insert(&*replies, &*partner, u64::from(BPF_NOEXIST)).is_err() {
         return false;
     }
-    if FLOWS.insert(&*key, &*flow, u64::from(BPF_ANY)).is_err() {
+    if flow::insert(&*key, &*flow, u64::from(BPF_ANY)).is_err() {
         let _existed = FLOWS.remove(&*replies);
     }
     true

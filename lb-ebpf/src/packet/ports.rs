@@ -11,7 +11,7 @@ use lb_common::{
     packet::{Packet, flow_hash},
 };
 
-use super::{opening, scratch::Scratch, skb::Frame, verdict::PacketVerdict};
+use super::{flow, opening, scratch::Scratch, skb::Frame, verdict::PacketVerdict};
 use crate::{
     counters::count,
     globals::{SNAT_COUNT, SNAT_FIRST},
@@ -126,7 +126,7 @@ fn insert_entries(scratch: &mut Scratch) -> Inserted {
     if !matches!(inserted, Inserted::Done) {
         return inserted;
     }
-    if FLOWS.insert(&scratch.key, &scratch.flow, u64::from(BPF_ANY)).is_ok() {
+    if flow::insert(&scratch.key, &scratch.flow, u64::from(BPF_ANY)).is_ok() {
         return Inserted::Done;
     }
     let _existed = FLOWS.remove(&scratch.partner_key);
@@ -136,7 +136,7 @@ fn insert_entries(scratch: &mut Scratch) -> Inserted {
 /// Inserts the entry of the backend's direction, unless another flow has the tuple.
 #[inline(always)]
 fn insert_partner(key: &FlowKey, partner: &Flow) -> Inserted {
-    match FLOWS.insert(key, partner, u64::from(BPF_NOEXIST)) {
+    match flow::insert(key, partner, u64::from(BPF_NOEXIST)) {
         Ok(()) => return Inserted::Done,
         Err(code) if code != EEXIST => return Inserted::Full,
         Err(_) => {}
@@ -154,7 +154,7 @@ fn insert_partner(key: &FlowKey, partner: &Flow) -> Inserted {
     // not in TIME-WAIT.
     let over = matches!(FlowState::of(there.forward, there.reverse), FlowState::Closed);
     if over || there.to == partner.to {
-        return match FLOWS.insert(key, partner, u64::from(BPF_ANY)) {
+        return match flow::insert(key, partner, u64::from(BPF_ANY)) {
             Ok(()) => Inserted::Done,
             Err(_) => Inserted::Full,
         };
@@ -219,13 +219,18 @@ fn socket_tuple(of: &Tuple, v6: bool) -> ([u32; 9], u32) {
     }
 }
 
+/// True for the source ports of masqueraded packets.
+#[inline(always)]
+pub fn is_for_masquerade(port: u16) -> bool {
+    u32::from(port).wrapping_sub(u32::from(SNAT_FIRST.load())) < SNAT_COUNT.load()
+}
+
 /// A packet of this node, or masqueraded by netfilter, leaves. If one of our flows has its tuple, the packet gets
 /// another source port, for as long as the programs stay. So a flow that is over leaves the tuple to the packet.
 #[inline(always)]
 pub fn reserve_snat_port(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketVerdict {
     let packet = &scratch.packet;
-    let offset = u32::from(packet.tuple.src_port).wrapping_sub(u32::from(SNAT_FIRST.load()));
-    if offset >= SNAT_COUNT.load() {
+    if !is_for_masquerade(packet.tuple.src_port) {
         return PacketVerdict::PASS;
     }
     let own = if packet.v6 { &device.snat_v6 } else { &device.snat_v4 };

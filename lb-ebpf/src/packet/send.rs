@@ -10,6 +10,7 @@ use lb_common::{
 };
 
 use super::{
+    flow,
     route::{self, Fib, Route},
     scratch::Scratch,
     skb::{ETHERNET, Frame},
@@ -234,7 +235,7 @@ fn leave_to_kernel(scratch: &mut Scratch, reason: SlowPath) -> PacketVerdict {
         flow.flags &= FlowFlags::REVERSE;
         flow.used = Serial::note(packet.proto, 0, clock.now(), 0);
         flow.hop.forget();
-        if FLOWS.insert(&*key, &*flow, u64::from(BPF_ANY)).is_err() {
+        if flow::insert(&*key, &*flow, u64::from(BPF_ANY)).is_err() {
             count(Counter::FlowsFull);
             return PacketVerdict::DROP;
         }
@@ -244,7 +245,7 @@ fn leave_to_kernel(scratch: &mut Scratch, reason: SlowPath) -> PacketVerdict {
             partner.to = packet.tuple.reversed();
             partner.flags = FlowFlags::REVERSE;
             // Without room, replies to netfilter's masquerade show the backend.
-            let _inserted = FLOWS.insert(&*partner_key, &*partner, u64::from(BPF_ANY));
+            let _inserted = flow::insert(&*partner_key, &*partner, u64::from(BPF_ANY));
         }
     }
     flow.to = key.tuple;

@@ -26,6 +26,9 @@ const REDIRECTED: u16 = 0xbee1;
 /// Mark in `tc_index` of a packet that is received anew: its second ingress lets it pass.
 const RECEIVED_ANEW: u16 = 0xbee2;
 
+/// `BPF_HDR_START_NET` (include/uapi/linux/bpf.h).
+const NETWORK: u32 = 1;
+
 /// Octets of an Ethernet header.
 pub const ETHERNET: u32 = 14;
 
@@ -112,8 +115,6 @@ impl Frame {
     /// packet with and without them.
     #[inline(always)]
     pub fn outer_headers(&self, family: Family) -> u32 {
-        /// `BPF_HDR_START_NET` (include/uapi/linux/bpf.h).
-        const NETWORK: u32 = 1;
         /// Outer headers: IPv4 alone, and IPv6 with a key and an option of gre.
         const LIKELY: core::ops::RangeInclusive<u32> = 20..=64;
         let mut start = MaybeUninit::<[u8; 6]>::uninit();
@@ -265,6 +266,17 @@ impl Skb for Frame {
         // SAFETY: within the packet. Each word is one load, which the verifier checks for alignment on machines that
         // require it (the kernel aligns IP headers: NET_IP_ALIGN).
         Some(unsafe { from.cast::<[u32; N]>().read() })
+    }
+
+    #[inline(always)]
+    fn network_words<const N: usize>(&self) -> Option<[u32; N]> {
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
+        let len = size_of::<[u32; N]>() as u32;
+        // SAFETY: the helper writes all words, or fails.
+        unsafe {
+            let code = bpf_skb_load_bytes_relative(self.skb.cast(), 0, words.as_mut_ptr().cast(), len, NETWORK);
+            if code == 0 { Some(words.assume_init()) } else { None }
+        }
     }
 
     #[inline(always)]

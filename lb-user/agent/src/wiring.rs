@@ -220,8 +220,8 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let adopted_ids = loader.highest_ids();
     let used_ids = counted_ids.max(adopted_ids);
     let reconciler = reconciler.with_used_ids(used_ids).with_events(event_queue.clone());
-    flows::start(pins.current(), collecting)?;
     let tc = loader.tc();
+    flows::start(pins.current(), Arc::clone(&tc), collecting)?;
     let (answering, links) = watch::channel(AnsweringLinks::default());
     let addresses = AnnouncedAddresses::open(&pins)?;
     if of_announcing.is_some() {

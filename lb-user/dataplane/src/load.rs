@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::{
     attach::{cgroup::CgroupLinks, ejection::EjectionProgram, socket_lookup::SocketLookup, tc::Tc},
     damage::Damage,
-    flows::moving::FlowMove,
+    flows::{ends::FlowEnds, moving::FlowMove},
     integrity::Integrity,
     log,
     pins::Pins,
@@ -79,6 +79,9 @@ impl Loader {
     pub fn load(pins: Pins, options: impl Into<ProgramOptions>) -> Result<Self> {
         let options = options.into();
         let lock = pins.lock()?;
+        for directory in pins.layouts()? {
+            FlowEnds::declare_incomplete(&directory)?;
+        }
         let mut maps = StartMaps::inspect(&pins, &options, &MapSizes::new())?;
         for name in maps.of(MapOrigin::Resized) {
             info!(map = name, "another size is wanted: a new map takes the place of the pinned one");

@@ -9,6 +9,7 @@ mod errors;
 mod fragmentation;
 mod fragments;
 mod full;
+mod glance;
 mod hops;
 mod host_ports;
 mod host_routing;

@@ -30,9 +30,8 @@ fn add_netfilter_flow(fixture: &mut Fixture, net: Net, proto: Proto, reverse: u8
         hop: Hop::UNKNOWN,
     };
     let back = Flow { to: dialled.reversed(), flags: FlowFlags::NETFILTER | FlowFlags::REVERSE, ..flow };
-    let mut flows = fixture.maps().map::<FlowKey, Flow>("FLOWS");
     for (tuple, flow) in [(dialled, flow), (becomes.reversed(), back)] {
-        flows.insert(FlowKey::new(tuple, proto as u8, Hook::Ingress), flow, 0).expect("room in the map");
+        fixture.maps().put_flow(FlowKey::new(tuple, proto as u8, Hook::Ingress), flow);
     }
     source
 }
@@ -96,7 +95,7 @@ fn a_new_flow_does_not_share_the_tuple_of_a_flow_of_netfilter() {
             hop: Hop::UNKNOWN,
         };
         let key = FlowKey::new(becomes.reversed(), Proto::Tcp as u8, Hook::Egress);
-        fixture.maps().map::<FlowKey, Flow>("FLOWS").insert(key, back, 0).expect("room in the map");
+        fixture.maps().put_flow(key, back);
         for to in [net.cluster_ip, net.node_port] {
             let syn = PacketSpec::syn(net.client, to);
             let sent = fixture.ingress("uplink", &syn);

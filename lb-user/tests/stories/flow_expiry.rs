@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    Addr, Flow, FlowFlags, FlowKey, Hook, Hop, Tuple, capacity,
+    Addr, Flow, FlowEnds, FlowFlags, FlowKey, Hook, Hop, Tuple, capacity,
     flow::{Seen, partner_key},
 };
 use lb_dataplane::kube_proxy::remove::remove;
@@ -25,7 +25,7 @@ use rustix::net::{AddressFamily, Protocol, SendFlags, SocketType};
 
 use crate::{
     Story,
-    agent::{run, until, until_polled_every},
+    agent::{Agent, run, until, until_polled_every},
     node::{StoryNode, is_slow, service},
     packets::{self, NODE_PORT, TARGET, addresses, pod},
     socket_termination::hold_connections,
@@ -34,6 +34,7 @@ use crate::{
 pub const STORIES: &[Story] = &[
     ("flows_that_have_expired_are_removed_and_no_others", only_expired_flows_are_removed),
     ("flows_of_idle_connections_outlive_forged_resets", idle_connections_outlive_forged_resets),
+    ("flows_without_marks_are_found_after_a_start", flows_without_marks_are_found),
     ("flows_that_have_expired_free_a_full_map_in_seconds", full_map_is_freed),
     ("flows_that_are_handed_over_bypass_conntrack_until_the_rules_are_released", untracked_flows_bypass_conntrack),
 ];
@@ -155,27 +156,57 @@ fn wait_for_a_round(map: &TypedMap<FlowKey, Flow>) {
     }
 }
 
-fn idle_connections_outlive_forged_resets(node: &mut StoryNode) {
+/// A version that sets no marks in `FLOW_ENDS` may serve between two starts of this version.
+fn flows_without_marks_are_found(node: &mut StoryNode) {
     let lan = Lan::make(LanOptions::default());
+    let mut agent = serve_echo(node, &lan);
+    let mut streams = dial(&lan, 4);
+    ask(&mut streams);
+    let ends = TypedMap::<u32, u64>::open(&node.maps(), "FLOW_ENDS").expect("the pinned map");
+    let are_complete = || ends.get(&FlowEnds::ARE_COMPLETE).expect("an element") == Some(1);
+    until("the marks are complete", are_complete);
+    agent.kill();
+    let marked: Vec<u32> =
+        (0..FlowEnds::ARE_COMPLETE).filter(|place| ends.get(place).expect("an element") != Some(0)).collect();
+    assert!(marked.len() >= 2, "both addresses of the node: {marked:?}");
+    ends.put(&marked, &vec![0; marked.len()]).expect("elements");
+    let _agent = packets::agent(node, &lan, &[]);
+    ask(&mut streams);
+    until("the marks are complete again", are_complete);
+    ask(&mut streams);
+}
+
+/// Serves echo servers of a pod on each node at a NodePort, for clients outside.
+fn serve_echo(node: &mut StoryNode, lan: &Lan) -> Agent {
     let nodes = [(pod(&lan.node1), "here"), (pod(&lan.node2), "there")];
     let endpoints: Vec<_> = nodes.iter().flat_map(|(host, name)| addresses(host).map(|ip| (ip, *name))).collect();
     for (host, _) in nodes {
         host.net.enter(|| addresses(host).map(|ip| hold_connections(&SocketAddr::from((ip, TARGET)).to_string())));
     }
     node.write("web.yaml", &packets::service("Cluster", &endpoints));
-    let _agent = packets::agent(node, &lan, &[]);
+    packets::agent(node, lan, &[])
+}
+
+/// Connects to that NodePort, in turn over IPv4 and IPv6.
+fn dial(lan: &Lan, count: usize) -> Vec<TcpStream> {
     let own = addresses(&lan.node1.host);
-    let mut streams: Vec<TcpStream> = lan.client.net.enter(|| {
-        let dial = |n: usize| TcpStream::connect((own[n % 2], NODE_PORT)).expect("a connection");
-        (0..12).map(dial).collect()
-    });
-    let ask = |streams: &mut [TcpStream]| {
-        for stream in streams {
-            stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
-            stream.write_all(b"hello").expect("the flow leads to the server");
-            stream.read_exact(&mut [0; 5]).expect("an echo");
-        }
-    };
+    lan.client
+        .net
+        .enter(|| (0..count).map(|n| TcpStream::connect((own[n % 2], NODE_PORT)).expect("a connection")).collect())
+}
+
+fn ask(streams: &mut [TcpStream]) {
+    for stream in streams {
+        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        stream.write_all(b"hello").expect("the flow leads to the server");
+        stream.read_exact(&mut [0; 5]).expect("an echo");
+    }
+}
+
+fn idle_connections_outlive_forged_resets(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    let _agent = serve_echo(node, &lan);
+    let mut streams = dial(&lan, 12);
     ask(&mut streams);
     let map = open(node);
     let flows = || map.read().expect("the map").into_iter().filter(|(key, _)| key.proto == 6).collect::<Vec<_>>();

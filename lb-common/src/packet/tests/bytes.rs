@@ -89,6 +89,10 @@ impl Skb for Bytes {
         Some(core::array::from_fn(|n| u32::from_ne_bytes(bytes[4 * n..4 * n + 4].try_into().expect("four"))))
     }
 
+    fn network_words<const N: usize>(&self) -> Option<[u32; N]> {
+        self.words(self.l3 as u32)
+    }
+
     fn put_words<const N: usize>(&mut self, at: u32, words: &[u32; N], skb_sum: SkbSum) -> Result<(), WriteError> {
         let range = self.range(at, 4 * N).ok_or(WriteError)?;
         let before = sum(self.packet());

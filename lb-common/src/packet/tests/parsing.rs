@@ -8,13 +8,13 @@ use proptest::{collection::vec, prelude::*};
 use super::{
     built::{addrs, headers, packets},
     bytes::Bytes,
-    parse, parse_icmp_error,
+    family, parse, parse_icmp_error,
 };
 use crate::{
     Addr, Proto, Tuple,
     flow::Seen,
     packet::{
-        Fragment, ICMP_V6, IcmpError, Packet, Reply, icmp_v4, icmp_v6, is_silent, reset_v4, reset_v6, rewrite,
+        Fragment, Glance, ICMP_V6, IcmpError, Packet, Reply, icmp_v4, icmp_v6, is_silent, reset_v4, reset_v6, rewrite,
         rewrite_icmp_error,
     },
 };
@@ -33,6 +33,21 @@ fn read(bytes: &[u8]) -> (Addr, Addr, u8, usize) {
 }
 
 proptest! {
+    #[test]
+    fn a_glance_reads_what_the_parser_reads((built, _) in packets(), l3 in prop_oneof![Just(0_u32), Just(14)]) {
+        let bytes = Bytes::new(l3, &built.bytes());
+        let Some(glance) = Glance::at(&bytes, family(built.v6())) else {
+            // A packet for the parser.
+            let is_plain = built.part == Fragment::Whole && built.extras == 0 && built.proto != Proto::Sctp;
+            prop_assert!(!is_plain || bytes.packet().len() < built.l4().0 + 16, "{built:?}");
+            return Ok(());
+        };
+        let packet = parse(&bytes, l3, built.v6()).expect("a packet of a Service");
+        prop_assert_eq!(glance.tuple, packet.tuple);
+        prop_assert_eq!(glance.may_begin, packet.begins || built.proto == Proto::Udp);
+        prop_assert!(packet.has_ports());
+    }
+
     #[test]
     fn packets_are_parsed_as_by_etherparse((built, _) in packets(), l3 in prop_oneof![Just(0_u32), Just(14)]) {
         let bytes = built.bytes();

@@ -222,6 +222,20 @@ impl Tc {
         state.programs.as_ref().is_some_and(|programs| programs.each_ref().map(|own| Some(own.id)) == attached.programs)
     }
 
+    /// True once a load has come into service.
+    #[must_use]
+    pub(crate) fn is_in_service(&self) -> bool {
+        *self.generation.borrow() > 0
+    }
+
+    /// True if all attached programs are the loaded ones.
+    ///
+    /// # Errors
+    /// If the kernel does not tell what is attached.
+    pub(crate) fn is_everywhere(&self) -> Result<bool> {
+        Ok(self.attached()?.values().all(|attached| self.is_complete(attached)))
+    }
+
     /// Attaches the programs to a device, or the program that is missing.
     pub(crate) fn attach(&self, device: u32) -> Result<AttachMethod> {
         let mut state = self.lock();

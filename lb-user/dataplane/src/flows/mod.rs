@@ -5,11 +5,13 @@
 //! round through a full map takes 26 s. The first round after a start, and every round of a nearly full map, pauses for
 //! only 5 ms after each step. Rounds begin 10 s apart, which is the shortest timeout of a flow.
 
+pub(crate) mod ends;
 pub(crate) mod moving;
 pub(crate) mod netfilter;
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -22,6 +24,8 @@ use lb_common::{
 use tokio::sync::watch;
 use tracing::warn;
 
+use crate::attach::tc::Tc;
+use ends::FlowEnds;
 use lb_kernel::{
     bpf::typed::{TypedMap, Walk},
     clock,
@@ -55,33 +59,39 @@ pub struct FlowGcStatus {
     pub round: Duration,
 }
 
-/// Starts the thread that collects, on the maps pinned in `directory`. It ends when the last receiver of the status is
-/// dropped.
+/// Starts the thread that collects, on the maps pinned in `directory`, once the programs are at the devices of `tc`. It
+/// ends when the last receiver of the status is dropped.
 ///
 /// # Errors
 /// If the thread cannot be started.
-pub fn start(directory: PathBuf, status: watch::Sender<FlowGcStatus>) -> Result<()> {
-    let run = move || Collector { directory, status, size: 0 }.run();
+pub fn start(directory: PathBuf, tc: Arc<Tc>, status: watch::Sender<FlowGcStatus>) -> Result<()> {
+    let run = move || Collector { directory, tc, status, size: 0, has_all_ends: false }.run();
     thread::Builder::new().name("flows".to_owned()).spawn(run).context("starting a thread")?;
     Ok(())
 }
 
 struct Collector {
     directory: PathBuf,
+    tc: Arc<Tc>,
     status: watch::Sender<FlowGcStatus>,
     /// Most entries of the map.
     size: u64,
+    /// True once all ends of flows have their marks: see [`ends`].
+    has_all_ends: bool,
 }
 
 impl Collector {
     fn run(mut self) {
         let mut failed = None;
         while !self.status.is_closed() {
+            // A first start has not created the map yet.
+            if !self.tc.is_in_service() {
+                self.rest(REST);
+                continue;
+            }
             let began = Instant::now();
             match self.round(began) {
                 Ok(()) => failed = None,
-                // The first start has not created the map yet.
-                Err(_) if !self.directory.join("FLOWS").exists() => {}
                 Err(error) => {
                     let text = format!("{error:#}");
                     if failed.as_ref() != Some(&text) {
@@ -98,6 +108,9 @@ impl Collector {
     fn round(&mut self, began: Instant) -> Result<()> {
         let flows = Flows::open(&self.directory)?;
         self.size = flows.map.size()? as u64;
+        // Only a round that begins after all programs set marks meets each entry without one.
+        let marks = !self.has_all_ends && self.tc.is_everywhere()?;
+        let ends = marks.then(|| FlowEnds::open(&self.directory)).transpose()?;
         let mut walk = Walk::new(STEP);
         let mut left = 0;
         let is_urgent = {
@@ -107,6 +120,9 @@ impl Collector {
         loop {
             let step_began = Instant::now();
             let Some(entries) = flows.map.step(&mut walk)? else { break };
+            if let Some(ends) = &ends {
+                ends.mark(entries.iter().map(|(key, _)| key))?;
+            }
             let (kept, removed) = flows.collect(&entries, clock::monotonic_ns)?;
             left += kept;
             let took = step_began.elapsed();
@@ -120,6 +136,10 @@ impl Collector {
             if self.status.is_closed() {
                 return Ok(());
             }
+        }
+        if let Some(ends) = ends {
+            ends.complete()?;
+            self.has_all_ends = true;
         }
         self.status.send_modify(|status| {
             status.rounds += 1;

@@ -14,7 +14,7 @@ use lb_common::{
     flow::{FlowState, Seen, Serial, expires_at, partner_key, state},
 };
 
-use super::Flows;
+use super::{Flows, ends::FlowEnds};
 use lb_kernel::{
     bpf::typed::TypedMap,
     clock,
@@ -45,13 +45,15 @@ pub(crate) enum OverEntries {
 pub(crate) fn leave_to_netfilter(directory: &Path, over: OverEntries) -> Result<usize> {
     let Some(mut conntrack) = Conntrack::open().context("asking netfilter")? else { return Ok(0) };
     let connections = conntrack.list_dnat().context("listing the connections that netfilter translates")?;
-    let flows = Flows::open(directory)?;
+    let (flows, ends) = (Flows::open(directory)?, FlowEnds::open(directory)?);
     let now = clock::monotonic_ns();
     let mut left = 0;
     // Open connections first: a flow that begins before its entry may take the port of one.
     for connection in connections.iter().filter(|connection| is_wanted(connection)) {
         // `add` keeps existing flows, which are ours.
-        for (key, flow) in entries(connection, now) {
+        let entries = entries(connection, now);
+        ends.mark(entries.iter().map(|(key, _)| key))?;
+        for (key, flow) in entries {
             flows.map.add(&key, &flow).context("leaving a connection to netfilter")?;
         }
         left += 1;

@@ -39,13 +39,13 @@ type Is = fn(&PacketOutcome) -> bool;
 const IN: &str = "tc_ingress";
 const OUT: &str = "tc_egress";
 
-const CLIENT: &str = "198.51.100.9:4000";
+const CLIENT: &str = "198.51.100.9:40000";
 const NODE_PORT: &str = "192.0.2.1:30080";
 const NODE: &str = "192.0.2.1:1024";
 const HERE: &str = "10.0.1.1:8080";
 const BESIDE: &str = "10.0.1.2:8080";
 const THERE: &str = "10.0.2.1:8080";
-const CLIENT6: &str = "[2001:db8:9::9]:4000";
+const CLIENT6: &str = "[2001:db8:9::9]:40000";
 const NODE_PORT6: &str = "[2001:db8::1]:30080";
 const NODE6: &str = "[2001:db8::1]:1024";
 const HERE6: &str = "[fd00:0:0:1::1]:8080";
@@ -239,7 +239,7 @@ fn circle(fixture: &mut Fixture, program: &str, one: &PacketSpec, other: &Packet
             hop: Hop::UNKNOWN,
         };
         let key = FlowKey::new(tuple(from), one.proto as u8, hook);
-        fixture.maps().map("FLOWS").insert(key, flow, 0).expect("room");
+        fixture.maps().put_flow(key, flow);
     }
 }
 

@@ -12,8 +12,8 @@ use aya::{
 };
 use lb_common::{
     Addr, Affinity, AffinityKey, Announced, Backend, BackendStats, ClusterRanges, ConflictEntry, ConflictKey, Counter,
-    Device, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, LinkAddr, Maglev, MaglevKey, NodeAddr,
-    PortBlock, PortBlockKey, PortStats, Range, ServiceEntry, Slot, SlotKey,
+    Device, Flow, FlowEnds, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, LinkAddr, Maglev, MaglevKey,
+    NodeAddr, PortBlock, PortBlockKey, PortStats, Range, ServiceEntry, Slot, SlotKey,
 };
 
 /// Map sizes that a test may reduce.
@@ -86,6 +86,7 @@ impl TcPrograms {
             loader.map_max_entries("FLOWS", flows);
         }
         let mut object = Self(loader.load(elf).expect("the object's maps"));
+        object.clear_flow_ends(true);
         for name in ["tc_ingress", "tc_egress"] {
             let program = object.0.program_mut(name).expect("a program of that name");
             let program: &mut SchedClassifier = program.try_into().expect("a program for tc");
@@ -130,6 +131,23 @@ impl TcPrograms {
 
     fn frontend_bits(&mut self) -> Array<&mut MapData, u64> {
         self.0.map_mut("FRONTEND_BITS").expect("a map of that name").try_into().expect("an array of these")
+    }
+
+    /// Writes an entry of `FLOWS`, with its mark.
+    pub fn put_flow(&mut self, key: FlowKey, flow: Flow) {
+        self.flow_ends().set(key.end(), 1, 0).expect("a mark");
+        self.map("FLOWS").insert(key, flow, 0).expect("room");
+    }
+
+    /// Removes the marks of all ends of flows, and says if they are complete.
+    pub fn clear_flow_ends(&mut self, are_complete: bool) {
+        let mut ends = self.flow_ends();
+        (0..FlowEnds::ARE_COMPLETE).for_each(|place| ends.set(place, 0, 0).expect("a mark"));
+        ends.set(FlowEnds::ARE_COMPLETE, u64::from(are_complete), 0).expect("an element");
+    }
+
+    fn flow_ends(&mut self) -> Array<&mut MapData, u64> {
+        self.0.map_mut("FLOW_ENDS").expect("a map of that name").try_into().expect("an array of these")
     }
 
     /// All entries of a hash map.
@@ -181,6 +199,7 @@ impl TcPrograms {
         self.empty_hash::<u32, BackendStats>("BACKEND_STATS");
         self.empty_hash::<MaglevKey, Maglev>("MAGLEV");
         self.empty_hash::<FlowKey, Flow>("FLOWS");
+        self.clear_flow_ends(true);
         self.empty_hash::<u32, u64>("PACKET_LINKS");
         self.empty_hash::<FragmentKey, FragmentPorts>("FRAGMENTS");
         self.empty_hash::<u32, Device>("DEVICES");

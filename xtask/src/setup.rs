@@ -139,6 +139,7 @@ fn ensure_programs(need: Need) -> Result<()> {
             want("xz", "xz-utils");
             want("ip", "iproute2");
             want("wg", "wireguard-tools");
+            want("nft", "nftables");
             if !Path::new(kernel_cache::KEYRING).is_file() {
                 missing.push("debian-archive-keyring");
             }

@@ -16,11 +16,11 @@ pub(crate) struct Report {
 
 /// The outcome of one check.
 pub(crate) struct Row {
-    /// As people call the check.
+    /// Name of the check, for people.
     pub(crate) name: String,
-    /// Its tests, or itself.
+    /// Tests of the check, or the check itself as one.
     pub(crate) tally: Tally,
-    /// From its start to its end.
+    /// Time from the start to the end of the check.
     pub(crate) took: Duration,
 }
 

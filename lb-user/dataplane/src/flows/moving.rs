@@ -81,7 +81,7 @@ impl Maps {
             }
             moved += entries.len();
         }
-        // Its memory is free, but for the buckets; those go with the next load of the programs.
+        // The memory of the old map is free, but for its buckets, which go with the next load of the programs.
         let keys: Vec<_> = self.before.read()?.into_iter().map(|(key, _)| key).collect();
         self.before.delete(&keys).context("emptying the old map FLOWS")?;
         Ok(moved)

@@ -174,9 +174,9 @@ pub(crate) fn unregister(registered: &Registered) -> Result<()> {
     deleted.try_for_each(|deleted| deleted).context("having netfilter forget flows")
 }
 
-/// Waits up to `patience` until no flow is open. Returns how many still are.
-pub(crate) fn drain(flows: &Flows, patience: Duration) -> Result<usize> {
-    let deadline = Instant::now() + patience;
+/// Waits up to `timeout` until no flow is open. Returns how many still are.
+pub(crate) fn drain(flows: &Flows, timeout: Duration) -> Result<usize> {
+    let deadline = Instant::now() + timeout;
     loop {
         let open = open_flows(flows)?.len();
         let left = deadline.saturating_duration_since(Instant::now());

@@ -379,8 +379,8 @@ fn cpus() -> Result<usize> {
 fn usual_flows(cpus: usize) -> u32 {
     const FOR_EACH_CPU: usize = 65_536;
     // The buckets alone take 64 MiB.
-    const MOST: usize = 1 << 22;
-    u32::try_from(cpus.saturating_mul(FOR_EACH_CPU).clamp(capacity::FLOWS, MOST)).unwrap_or(u32::MAX)
+    const MAX: usize = 1 << 22;
+    u32::try_from(cpus.saturating_mul(FOR_EACH_CPU).clamp(capacity::FLOWS, MAX)).unwrap_or(u32::MAX)
 }
 
 /// Returns the number of flows in `OPENING` for each of some CPUs: all of them are at most a quarter of `FLOWS`, where

@@ -23,7 +23,7 @@ use crate::{
 #[inline(always)]
 fn time_to_answer() -> Option<u64> {
     let until = *ANNOUNCED_UNTIL.get(0)?;
-    // Of most nodes: they announce nothing.
+    // Most nodes announce nothing.
     if until == 0 {
         return None;
     }

@@ -16,7 +16,7 @@ use super::{fragment, scratch::Scratch, skb::Frame};
 use crate::{maps::EARLY_FRAGMENTS, tables::Kernel};
 
 /// Fragments of a datagram that are kept.
-const MOST: u32 = 4;
+const MAX_KEPT: u32 = 4;
 
 /// A fragment on its way into the map, and the first fragment while others take its place.
 #[btf_map]
@@ -42,7 +42,7 @@ pub fn keep(frame: Frame, scratch: &mut Scratch) -> bool {
     }
     buffer.at = scratch.clock.now();
     let mut key = key(&scratch.packet);
-    for number in 0..MOST {
+    for number in 0..MAX_KEPT {
         key.number = number;
         if EARLY_FRAGMENTS.insert(&key, &*buffer, u64::from(BPF_NOEXIST)).is_ok() {
             return true;
@@ -69,7 +69,7 @@ pub fn release(frame: Frame, scratch: &mut Scratch) -> bool {
         return true;
     }
     let now = scratch.clock.now();
-    for number in 0..MOST {
+    for number in 0..MAX_KEPT {
         key.number = number;
         let Some(early) = EARLY_FRAGMENTS.get_ptr(&key) else {
             break;

@@ -102,14 +102,14 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
         if is_ingress && early::may_be_for_a_service(&scratch.packet) && early::keep(frame, scratch) {
             return PacketVerdict::DROP;
         }
-        // Of no Service, or ahead of its first fragment: then the datagram is lost, and sent again.
+        // The fragment is of no Service, or ahead of its first one: then the datagram is lost, and sent again.
         return vip::later_fragment(frame, scratch, hook, device);
     }
     if scratch.packet.fragment as u8 == Fragment::First as u8
         && is_ingress
         && early::may_be_for_a_service(&scratch.packet)
     {
-        // Of a Service or not: later fragments need not wait.
+        // The ports are known of any Service or none: later fragments need not wait.
         fragment::store_ports(hook, &scratch.packet);
         if !early::release(frame, scratch) {
             return PacketVerdict::DROP;

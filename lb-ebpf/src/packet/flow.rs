@@ -135,7 +135,8 @@ fn track(packet: &Packet, key: &FlowKey, partner: &mut FlowKey, flow: &mut Flow,
         flow.reverse |= Seen::ANY;
     }
     if own & Seen::HANDSHAKE != 0 && !packet.begins && is_replied(flow) {
-        // The client has got the reply, so that its address is not forged. In its own entry alone: see `flow::state`.
+        // The client has got the reply, so that its address is not forged. The note is in the entry of the
+        // client alone: see `flow::state`.
         own &= !Seen::HANDSHAKE;
         flow.forward = own;
     }

@@ -19,7 +19,7 @@ use crate::{maps::FLOWS, tables::Kernel};
 #[derive(Clone, Copy)]
 #[repr(u32)]
 pub enum MidConnection {
-    /// It may be a Service's: it begins a connection, or its destination is a frontend.
+    /// The packet may be a Service's: it begins a connection, or its destination is a frontend.
     OfService,
     /// In the middle of a connection of no Service. Its destination may be a VIP.
     AtVip,

@@ -17,7 +17,7 @@ use crate::{
 /// Time after the first packet for which the agent counts as running, in ns: longer than a restart of it. Until it
 /// attaches the programs, packets are dropped, and their senders send them again. Packets are refused once it has
 /// answered that the link gets none ([`GETS_NO_PROGRAMS`]), or has not answered in this time.
-const PATIENCE: u64 = 30_000_000_000;
+const ANSWER_TIMEOUT: u64 = 30_000_000_000;
 
 /// True if a leaving packet to a frontend came by the link of a pod that is about to get the programs.
 #[inline(never)]
@@ -47,7 +47,7 @@ pub fn awaits(link: u32, flags: u32, now: u64) -> bool {
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
     let awaits = match unsafe { PACKET_LINKS.get(link) } {
         // Whatever its flags: the agent writes them before it attaches the programs.
-        Some(since) => *since != GETS_NO_PROGRAMS && now.saturating_sub(*since) < PATIENCE,
+        Some(since) => *since != GETS_NO_PROGRAMS && now.saturating_sub(*since) < ANSWER_TIMEOUT,
         None => flags & DeviceFlags::NO_PROGRAMS != 0 && PACKET_LINKS.insert(link, now, u64::from(BPF_NOEXIST)).is_ok(),
     };
     if awaits {

@@ -19,9 +19,9 @@ pub struct Scratch {
     /// octets, not eight: addresses are written by 32-bit words, and wider reads of them are slower.
     pub port: u32,
     pub packet: Packet,
-    /// Its key in `FLOWS`.
+    /// Key of the packet in `FLOWS`.
     pub key: FlowKey,
-    /// Its flow: the direction of the packet.
+    /// Flow of the packet, in the packet's direction.
     pub flow: Flow,
     /// The entry of the other direction.
     pub partner: Flow,
@@ -37,9 +37,9 @@ pub struct Scratch {
     pub choice: Choice,
     pub route: Route,
     pub clock: Clock,
-    /// Of resets and ICMP errors.
+    /// Limit of resets and ICMP errors.
     pub limit: Limit,
-    /// Of echo replies, so that pings do not use up the errors.
+    /// Limit of echo replies: pings do not use up the errors.
     pub echo_limit: Limit,
     pub icmp: QuotedPacket,
     /// Buffer for a reset or an ICMP error.

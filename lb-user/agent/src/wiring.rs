@@ -31,7 +31,6 @@ use crate::{
     reconcile::{self, Dataplane, MapChanges, Reconciler, Status},
     termination,
 };
-use lb_core::ids::HighestIds;
 use lb_core::{
     announce,
     model::{Settings, cluster_ranges},
@@ -51,7 +50,7 @@ use lb_dataplane::{
     load::Loader,
     netns_addrs::{self, Restricted},
     pins::Pins,
-    stats::{self, StatMaps},
+    stats,
     store::BpfStore,
     upgrade::programs::ProgramOptions,
 };
@@ -214,9 +213,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let mut log = loader.take_log()?;
     log.listen()?;
     let reconciler = Reconciler::new(loader.store()?, &config.node_name, config.settings);
-    // A first start has no counts yet.
-    let counts = pins.current().join("PORT_STATS").exists().then(|| StatMaps::open(&pins.current())).transpose()?;
-    let counted_ids = counts.map_or(Ok(HighestIds::default()), |counts| counts.highest_ids())?;
+    let counted_ids = stats::highest_ids(&pins.current())?;
     let adopted_ids = loader.highest_ids();
     let used_ids = counted_ids.max(adopted_ids);
     let reconciler = reconciler.with_used_ids(used_ids).with_events(event_queue.clone());

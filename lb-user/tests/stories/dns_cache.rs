@@ -308,7 +308,8 @@ fn kill_in_a_loop<C>(
                         Some(answer) if answer == backend => &by_service,
                         Some(answer) => panic!("an answer from {answer}"),
                         None => {
-                            assert!(ask().or_else(&ask).is_some(), "the next one is answered");
+                            // Ten, since a busy machine takes its time.
+                            assert!((0..10).any(|_| ask().is_some()), "one of the next is answered");
                             &lost
                         }
                     };

@@ -44,6 +44,7 @@ pub const STORIES: &[Story] = &[
     ("integrity_an_agent_that_cannot_mend_is_unwell_until_it_can", unwell_meanwhile),
     ("integrity_of_devices_is_kept", devices_come_back),
     ("integrity_comes_back_after_damage_of_all_kinds_in_any_order", any_order),
+    ("integrity_a_start_makes_the_pins_anew_that_were_removed_without_an_agent", pins_removed_without_an_agent),
     ("integrity_checks_cost_next_to_nothing", checks_are_cheap),
 ];
 
@@ -77,6 +78,24 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 /// Counts the lines of the log about damage.
 fn lines(agent: &Agent) -> usize {
     agent.log().lines().filter(|line| line.contains("damaged the datapath")).count()
+}
+
+/// Half of the maps lose their pins while no agent runs, each time another half.
+fn pins_removed_without_an_agent(node: &mut StoryNode) {
+    let mut agent = start(node, &[]);
+    let is_map =
+        |path: &PathBuf| path.is_file() && path.file_name().is_some_and(|name| name.to_ascii_uppercase() == name);
+    let mut maps: Vec<PathBuf> = files(&node.maps()).into_iter().filter(is_map).collect();
+    maps.sort_unstable();
+    assert!(maps.len() > 40, "{maps:?}");
+    for (bit, removed) in (0..3).flat_map(|bit| [(bit, 0), (bit, 1)]) {
+        agent.kill();
+        let half = maps.iter().enumerate().filter(|(number, _)| number >> bit & 1 == removed);
+        half.for_each(|(_, path)| fs::remove_file(path).expect("a pin"));
+        agent = node.agent(&ON_LOOPBACK[..]);
+        assert!(maps.iter().all(|path| path.exists()));
+        assert_served();
+    }
 }
 
 fn pins_come_back(node: &mut StoryNode) {

@@ -3,6 +3,7 @@
 
 use std::{
     net::{SocketAddr, UdpSocket},
+    process::Command,
     time::Duration,
 };
 
@@ -45,7 +46,13 @@ fn pod(addresses: &[&str]) -> LabNamespace {
     let setup = net.setup().up("lo").address("lo", "10.0.0.1/32").address("lo", "fd00::1/128");
     addresses.iter().fold(setup, |setup, address| setup.address("lo", address)).apply();
     net.enter(|| {
-        until("the addresses are usable", || UdpSocket::bind(at(BACKEND6)).is_ok());
+        // The kernel adds the route of an address a moment after it lets sockets have it.
+        let is_usable = |address: &str| {
+            let ip = address.split('/').next().expect("an address");
+            let shown = Command::new("ip").args(["route", "get", ip]).output().expect("ip");
+            String::from_utf8_lossy(&shown.stdout).starts_with("local")
+        };
+        until("the addresses are usable", || addresses.iter().chain(&["fd00::1"]).all(|address| is_usable(address)));
         tcp_server(BACKEND);
         tcp_server(BACKEND6);
         udp_server(BACKEND);

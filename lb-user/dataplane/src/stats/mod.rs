@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::Result;
+use aya::Pod;
 use foldhash::HashMap;
 use lb_common::{
     Affinity, AffinityKey, Backend, BackendStats, EjectPolicy, EjectStats, EjectStatsKey, EjectionKey, Ejections,
@@ -69,6 +70,27 @@ pub fn connections(directory: &Path, ids: &[u32]) -> Result<u64> {
     counts.sum()
 }
 
+/// Returns the highest ids with counts or verdicts, which sockets of this node may still name. The maps are pinned in
+/// `directory`; a start makes those that are not, and they have no entries yet.
+///
+/// # Errors
+/// If a map cannot be read.
+pub fn highest_ids(directory: &Path) -> Result<HighestIds> {
+    let ports: Vec<(u32, PortStats)> = entries(directory, "PORT_STATS")?;
+    let backends: Vec<(u32, BackendStats)> = entries(directory, "BACKEND_STATS")?;
+    let of_backends = backends.iter().map(|(_, stats)| stats.service);
+    let service = ports.iter().map(|(id, _)| *id).chain(of_backends).collect();
+    let seen: Vec<(EjectionKey, Ejections)> = entries(directory, "EJECTIONS")?;
+    let judged = seen.iter().flat_map(|(_, seen)| &seen.places).map(|place| place.backend);
+    let backend = backends.iter().map(|(id, _)| *id).chain(judged).collect();
+    Ok(HighestIds { service, backend })
+}
+
+/// Reads a map, if it is pinned.
+fn entries<K: Pod, V: Pod>(directory: &Path, map: &'static str) -> Result<Vec<(K, V)>> {
+    if directory.join(map).exists() { TypedMap::open(directory, map)?.read() } else { Ok(Vec::new()) }
+}
+
 /// The pinned maps of counts and affinity.
 pub struct StatMaps {
     ports: TypedMap<u32, PortStats>,
@@ -116,20 +138,6 @@ impl StatMaps {
     /// If a map cannot be read.
     pub fn read_unsorted(&self) -> Result<UnsortedStats> {
         Ok(UnsortedStats { ports: self.ports.read()?, backends: self.backends.read()?, killed: self.killed.read()? })
-    }
-
-    /// Returns the highest ids with counts or verdicts, which sockets of this node may still name.
-    ///
-    /// # Errors
-    /// If a map cannot be read.
-    pub fn highest_ids(&self) -> Result<HighestIds> {
-        let UnsortedStats { ports, backends, .. } = self.read_unsorted()?;
-        let of_backends = backends.iter().map(|(_, stats)| stats.service);
-        let service = ports.iter().map(|(id, _)| *id).chain(of_backends).collect();
-        let seen = self.ejections.read()?;
-        let judged = seen.iter().flat_map(|(_, seen)| &seen.places).map(|place| place.backend);
-        let backend = backends.iter().map(|(id, _)| *id).chain(judged).collect();
-        Ok(HighestIds { service, backend })
     }
 
     /// Reads all affinity entries, expired ones included.

@@ -71,7 +71,7 @@ pub fn connections(directory: &Path, ids: &[u32]) -> Result<u64> {
 }
 
 /// Returns the highest ids with counts or verdicts, which sockets of this node may still name. The maps are pinned in
-/// `directory`; a start makes those that are not, and they have no entries yet.
+/// `directory`; a start makes the maps that are not, and they have no entries yet.
 ///
 /// # Errors
 /// If a map cannot be read.

@@ -31,7 +31,6 @@ pub fn look_up(ctx: &SkLookupContext) -> u32 {
 /// The protocol of a packet that came by the link of a pod that is about to get the programs.
 #[inline(always)]
 fn awaits_programs(lookup: *const bpf_sk_lookup) -> Option<Proto> {
-    const WITHOUT: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
     // SAFETY: the context is valid for the program's run; the verifier checks each access.
     let (proto, port, link) = unsafe { ((*lookup).protocol, (*lookup).local_port, (*lookup).ingress_ifindex) };
     let proto = Proto::from_number(proto)?;
@@ -42,7 +41,7 @@ fn awaits_programs(lookup: *const bpf_sk_lookup) -> Option<Proto> {
     }
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
     let flags = unsafe { DEVICES.get(link) }?.flags;
-    if flags & WITHOUT != WITHOUT {
+    if flags & DeviceFlags::POD == 0 {
         return None;
     }
     dest.addr = local_addr(lookup);

@@ -229,6 +229,17 @@ fn addresses_of_the_node(node: &mut StoryNode) {
     for to in [v4, v6] {
         println!("UDP to {to} took {:?}", udp_until_answered(fresh(), to));
     }
+    // Connections that begin while the agent attaches the programs.
+    let many = fresh();
+    thread::scope(|scope| {
+        let ask = |number: u32| {
+            thread::sleep(Duration::from_millis(2) * number);
+            many.enter(|| tcp_ask(v4)).map(drop)
+        };
+        let asking: Vec<_> = (0..100).map(|number| scope.spawn(move || ask(number))).collect();
+        let failed: Vec<_> = asking.into_iter().filter_map(|one| one.join().expect("no panic").err()).collect();
+        assert_eq!(failed, [], "of 100 connections");
+    });
     sys::detach_link(socket_lookup_link(&agent).expect("a link")).expect("detached");
     agent.wait_for_log("detached from the network namespace: socket_lookup");
     fresh().enter(|| tcp_ask(v4)).expect("an answer");

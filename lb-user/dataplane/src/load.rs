@@ -79,10 +79,11 @@ impl Loader {
     pub fn load(pins: Pins, options: impl Into<ProgramOptions>) -> Result<Self> {
         let options = options.into();
         let lock = pins.lock()?;
+        let mut maps = StartMaps::inspect(&pins, &options, &MapSizes::new())?;
+        // After the inspection, which refuses a foreign pin with its cure.
         for directory in pins.layouts()? {
             FlowEnds::declare_incomplete(&directory)?;
         }
-        let mut maps = StartMaps::inspect(&pins, &options, &MapSizes::new())?;
         for name in maps.of(MapOrigin::Resized) {
             info!(map = name, "another size is wanted: a new map takes the place of the pinned one");
         }

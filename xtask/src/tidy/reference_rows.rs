@@ -2,6 +2,7 @@
 //! Sources are found by their contents.
 
 use super::layers::is_for_tests;
+use super::shown_commands::subcommands;
 use super::tree::Tree;
 
 /// The pages with the rows.
@@ -138,25 +139,9 @@ fn errnos(source: &str) -> Vec<String> {
     source.lines().filter_map(name).collect()
 }
 
-/// The variants of clap's `Command`, as a user types them.
+/// The subcommands, as a user types them.
 fn commands(source: &str) -> Vec<String> {
-    let body = source.split_once("enum Command {\n").map_or("", |(_, rest)| rest);
-    let body = body.split_once("\n}").map_or("", |(body, _)| body);
-    let variants = body.lines().filter_map(|line| line.strip_prefix("    "));
-    let names = variants.filter_map(|line| line.split(['(', ',', ' ']).next());
-    let names = names.filter(|name| name.starts_with(|first: char| first.is_ascii_uppercase()));
-    names.map(|name| format!("beeline {}", kebab_case(name))).collect()
-}
-
-fn kebab_case(name: &str) -> String {
-    let mut text = String::new();
-    for letter in name.chars() {
-        if letter.is_ascii_uppercase() && !text.is_empty() {
-            text.push('-');
-        }
-        text.push(letter.to_ascii_lowercase());
-    }
-    text
+    subcommands(source).into_iter().map(|name| format!("beeline {name}")).collect()
 }
 
 #[cfg(test)]

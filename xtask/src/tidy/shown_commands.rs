@@ -70,7 +70,7 @@ fn after(command: &str, program: &[&str]) -> Vec<String> {
 }
 
 /// The variants of clap's `Command`, as users write them.
-fn subcommands(source: &str) -> Vec<String> {
+pub(super) fn subcommands(source: &str) -> Vec<String> {
     let code = Source::scan(source).code;
     let Some((_, body)) = code.split_once("enum Command {") else { return Vec::new() };
     let mut depth = 0_usize;

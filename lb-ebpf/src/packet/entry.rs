@@ -35,6 +35,15 @@ pub fn egress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn handle(mut frame: Frame, hook: Hook) -> i32 {
+    let code = answer_or_translate(frame, hook);
+    if code == PacketVerdict::REDIRECT {
+        frame.remove_priority_tag();
+    }
+    code
+}
+
+#[inline(always)]
+fn answer_or_translate(mut frame: Frame, hook: Hook) -> i32 {
     if frame.is_redirected() {
         if hook as u8 == Hook::Egress as u8 {
             // Translated at ingress.
@@ -49,7 +58,7 @@ fn handle(mut frame: Frame, hook: Hook) -> i32 {
         return PacketVerdict::PASS.code();
     }
     // Before any look-up: packets of other protocols are of no Service.
-    let Some(family) = frame.family() else {
+    let Some(family) = frame.family(hook) else {
         let is_question = hook as u8 == Hook::Ingress as u8 && frame.is_arp();
         return if is_question { announce::arp(frame) } else { PacketVerdict::PASS.code() };
     };

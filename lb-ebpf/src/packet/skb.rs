@@ -11,7 +11,7 @@ use aya_ebpf::{
     },
     helpers::generated::{
         bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
-        bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
     },
     programs::TcContext,
 };
@@ -71,28 +71,48 @@ impl Frame {
         unsafe { (*self.skb).len }
     }
 
-    /// The family of the packet. `None` for other protocols, and for packets with a VLAN tag, which belong to the
-    /// VLAN's device.
+    /// The family of the packet. `None` for other protocols, and for packets of a VLAN.
     #[inline(always)]
-    pub fn family(&self) -> Option<Family> {
+    pub fn family(&self, hook: Hook) -> Option<Family> {
         const IPV4: u32 = 0x0800u16.to_be() as u32;
         const IPV6: u32 = 0x86ddu16.to_be() as u32;
         // SAFETY: as above.
-        let (protocol, tagged) = unsafe { ((*self.skb).protocol, (*self.skb).vlan_present != 0) };
-        match protocol {
-            _ if tagged => None,
+        match unsafe { (*self.skb).protocol } {
+            _ if self.is_of_a_vlan(hook) => None,
             IPV4 => Some(Family::V4),
             IPV6 => Some(Family::V6),
             _ => None,
         }
     }
 
-    /// True for ARP without a VLAN tag: see [`Frame::family`].
+    /// True for ARP that came in, unless it is of a VLAN.
     #[inline(always)]
     pub fn is_arp(&self) -> bool {
         const ARP: u32 = 0x0806u16.to_be() as u32;
         // SAFETY: as above.
-        unsafe { (*self.skb).protocol == ARP && (*self.skb).vlan_present == 0 }
+        unsafe { (*self.skb).protocol == ARP && !self.is_of_a_vlan(Hook::Ingress) }
+    }
+
+    /// True if the frame belongs to the device of a VLAN. A frame that comes in with a tag that names none, which has a
+    /// priority alone, belongs to its own device (`__netif_receive_skb_core`, net/core/dev.c).
+    #[inline(always)]
+    fn is_of_a_vlan(&self, hook: Hook) -> bool {
+        /// `VLAN_VID_MASK` (include/linux/if_vlan.h).
+        const NUMBER: u32 = 0xfff;
+        // SAFETY: as above.
+        let (is_tagged, tag) = unsafe { ((*self.skb).vlan_present != 0, (*self.skb).vlan_tci) };
+        is_tagged && (hook as u8 == Hook::Egress as u8 || tag & NUMBER != 0)
+    }
+
+    /// Removes a tag that names no VLAN, as the kernel does when it receives the frame.
+    #[inline(always)]
+    pub fn remove_priority_tag(&mut self) {
+        // SAFETY: the context.
+        unsafe {
+            if (*self.skb).vlan_present != 0 {
+                bpf_skb_vlan_pop(self.skb);
+            }
+        }
     }
 
     /// True if the frame has the link address of another host: the device is promiscuous, or a port of a bridge.

@@ -21,6 +21,8 @@ const TOO_BIG: u32 = 0x600;
 const ONWARD: u32 = 0x700;
 
 impl PacketVerdict {
+    /// Code for the kernel: redirect, as a helper has been told (TC_ACT_REDIRECT and TCX_REDIRECT are equal).
+    pub const REDIRECT: i32 = 7;
     /// Pass to the next program of the device, or to the kernel: TC_ACT_UNSPEC and TCX_NEXT are equal.
     pub const PASS: Self = Self(u32::MAX);
     /// Drop silently.

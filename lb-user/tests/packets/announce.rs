@@ -52,6 +52,12 @@ fn arp(operation: ArpOperation, to: Link, sender: (Link, Ipv4Addr), target: (Lin
     frame
 }
 
+/// A frame with a tag of this VLAN, and the priority 3.
+fn tagged(vlan: u8, frame: &[u8]) -> Vec<u8> {
+    let (links, rest) = frame.split_at(12);
+    [links, &[0x81, 0, 0x60, vlan], rest].concat()
+}
+
 /// A client asks for an address, at all hosts or at one.
 fn request(to: Link, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     arp(ArpOperation::REQUEST, to, (CLIENT, sender), ([0; 6], target))
@@ -238,6 +244,21 @@ fn answers_leave_by_the_device_of_the_question() {
     let mut fixture = announcing();
     fixture.attach();
     asks(&FarEnd::of("uplink"), OWN);
+}
+
+#[test]
+fn questions_with_a_priority_tag_are_answered() {
+    let mut fixture = announcing();
+    fixture.attach();
+    let end = FarEnd::of("uplink");
+    for (question, answer) in
+        [(request(BROADCAST, CLIENT_V4, V4), reply(OWN, CLIENT_V4)), (solicitation(V6), advertisement(OWN))]
+    {
+        end.send(&tagged(5, &question));
+        end.send(&tagged(0, &question));
+        end.receives(&answer);
+    }
+    assert_eq!(fixture.count(Counter::NeighboursAnswered), 2, "those of VLAN 5 are not");
 }
 
 #[test]

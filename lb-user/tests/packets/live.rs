@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use lb_lab::packets::{FarEnd, FixtureService, IcmpReason, PacketSpec, node, packet::IcmpErrorSpec};
+use lb_lab::{
+    netns::LabNamespace,
+    packets::{FarEnd, FixtureService, IcmpReason, PacketSpec, node, packet::IcmpErrorSpec},
+};
 
 use crate::{addresses::BOTH, enter};
 
@@ -46,6 +49,37 @@ fn packets_to_a_local_backend_take_the_kernels_routes() {
         let answer = PacketSpec::udp(net.local, net.client);
         pod.send(&answer);
         uplink.receives(&answer.becomes(net.node_port, net.client).routed().out_to(GATEWAY));
+    }
+}
+
+/// Behind Cisco's virtual network cards, for one, frames have a tag with a priority and no VLAN.
+#[test]
+fn packets_with_a_priority_tag_are_served_and_leave_without_it() {
+    for net in BOTH {
+        let mut fixture = enter();
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+        fixture.serve(FixtureService::udp().node_port(net.any));
+        fixture.attach();
+        let nft = |words: &str| LabNamespace::current().run(&["nft", words]);
+        nft(
+            "table netdev tags { counter tagged {}; chain in { type filter hook ingress device uplink-end priority 0; \
+             vlan id 0-4094 counter name tagged; }; }",
+        );
+        let uplink = FarEnd::of("uplink");
+        let syn = PacketSpec::syn(net.client, net.node_port);
+        uplink.send(&syn.clone().vlan(5));
+        let refused = PacketSpec::udp(net.client, net.node_port);
+        uplink.send(&refused.clone().vlan(0));
+        uplink.receives(&IcmpErrorSpec::answer(IcmpReason::PortUnreachable, &refused));
+        assert_eq!(fixture.flows(), Vec::<String>::new(), "VLAN 5 is none of the device's");
+        let node = fixture.ingress("uplink", &syn).ends().0;
+        let becomes = syn.becomes(&node, net.remote).routed().out_to(NODE2);
+        // Twice, since a packet socket hears a frame before it is counted.
+        for _ in 0..2 {
+            uplink.send(&syn.clone().vlan(0));
+            uplink.receives(&becomes);
+        }
+        assert!(nft("list counters").contains("packets 0 "), "{}", nft("list counters"));
     }
 }
 

@@ -10,7 +10,7 @@ use crate::kernel_cache::Kernel;
 use crate::{run, setup, vm};
 
 /// Modules of a cloud kernel that a node has loaded. Modules that are built in or that a kernel lacks are left out.
-const MODULES: [&str; 35] = [
+const MODULES: [&str; 38] = [
     "ipv6",
     "veth",
     "dummy",
@@ -42,6 +42,9 @@ const MODULES: [&str; 35] = [
     "geneve",
     "vrf",
     "macvlan",
+    "openvswitch",
+    "team",
+    "team_mode_roundrobin",
     "tun",
     "iptable_filter",
     "ip6table_filter",
@@ -90,6 +93,9 @@ pub(crate) fn build(kernel: &Kernel, inside: &Inside) -> Result<Vec<u8>> {
         ("sbin/bridge", find("bridge")),
         ("sbin/wg", find("wg")),
         ("sbin/nft", find("nft")),
+        // Not installed for it: its package starts daemons.
+        ("sbin/ovs-dpctl", find("ovs-dpctl")),
+        ("sbin/teamnl", find("teamnl")),
         ("sbin/bpftool", setup::bpftool()),
     ] {
         let Some(tool) = tool else { continue };

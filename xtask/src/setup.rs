@@ -140,6 +140,7 @@ fn ensure_programs(need: Need) -> Result<()> {
             want("ip", "iproute2");
             want("wg", "wireguard-tools");
             want("nft", "nftables");
+            want("teamnl", "libteam-utils");
             if !Path::new(kernel_cache::KEYRING).is_file() {
                 missing.push("debian-archive-keyring");
             }

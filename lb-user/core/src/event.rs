@@ -121,7 +121,7 @@ pub enum Event {
     Replace(ObjectKind, Vec<Object>),
     /// The source may not read the kind any more: known objects of it are out of date until its next `Replace`.
     Forbidden(ObjectKind),
-    /// Addresses of the node's interfaces.
+    /// Addresses of the node: those of interfaces, and of local routes.
     NodeAddresses(BTreeSet<IpAddr>),
     /// Ranges from which the API server allots cluster IPs. Empty while they are not known, or while
     /// another proxy serves some of the cluster IPs.

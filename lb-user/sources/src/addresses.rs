@@ -1,7 +1,12 @@
-//! The addresses of all interfaces of the agent's network namespace. Each notification of the kernel leads to a new
-//! reading of all addresses, so that a lost notification loses nothing. `lb_core::model` chooses those for NodePorts.
+//! The addresses of the agent's network namespace, by interfaces and by local routes alone. Each notification of the
+//! kernel leads to a new reading of all, so that a lost notification loses nothing. `lb_core::model` chooses those for
+//! NodePorts.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use tokio::{sync::mpsc, time::sleep};
@@ -10,11 +15,13 @@ use lb_core::event::Event;
 use lb_kernel::netlink::{
     Monitor, NetlinkSocket,
     address::{self, Address},
-    group,
+    group, local_routes,
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(30);
+/// A pause after each reading, in times of what it took: daemons may change routes without end.
+const REST: u32 = 4;
 
 /// A source of `Event::NodeAddresses`.
 pub struct AddressSource {
@@ -23,12 +30,14 @@ pub struct AddressSource {
     monitor: Option<Monitor>,
     /// Addresses sent last.
     sent: Option<BTreeSet<IpAddr>>,
+    /// Time that the last reading took.
+    reading: Duration,
 }
 
 impl AddressSource {
     /// Sends the present addresses. If they cannot be read, [`AddressSource::follow`] tries again.
     pub async fn start(tx: mpsc::Sender<Event>) -> Self {
-        let mut source = Self { tx, monitor: None, sent: None };
+        let mut source = Self { tx, monitor: None, sent: None, reading: Duration::ZERO };
         if let Err(error) = source.refresh().await {
             tracing::warn!("the addresses of the node cannot be read, next try in {FIRST_RETRY:?}: {error:#}");
         }
@@ -44,7 +53,9 @@ impl AddressSource {
         let tx = self.tx.clone();
         let mut backoff = FIRST_RETRY;
         loop {
+            let rest = self.reading * REST;
             let is_due = async {
+                sleep(rest).await;
                 match &mut self.monitor {
                     Some(monitor) => monitor.changed().await,
                     None => {
@@ -80,10 +91,12 @@ impl AddressSource {
     async fn refresh(&mut self) -> anyhow::Result<()> {
         let monitor = match self.monitor.take() {
             Some(monitor) => monitor,
-            None => Monitor::subscribe(group::ADDRESS).context("opening a netlink socket")?,
+            None => Monitor::subscribe(group::ADDRESS | group::ROUTE).context("opening a netlink socket")?,
         };
+        let start = Instant::now();
         // The kernel holds a lock while links change, so this may block for a while.
         let addresses = tokio::task::spawn_blocking(current).await?.context("listing addresses")?;
+        self.reading = start.elapsed();
         self.monitor = Some(monitor);
         if self.sent.as_ref() != Some(&addresses) {
             let (now, before) = (&addresses, self.sent.get_or_insert_default());
@@ -97,11 +110,15 @@ impl AddressSource {
     }
 }
 
-/// Returns all usable addresses of this thread's network namespace.
+/// Returns all usable addresses of this thread's network namespace. Where kube-proxy serves NodePorts at all addresses,
+/// it takes what the routes call local (`fib daddr type local`, pkg/proxy/nftables/proxier.go).
 ///
 /// # Errors
 /// The kernel's errno.
 pub fn current() -> std::io::Result<BTreeSet<IpAddr>> {
-    let addresses = NetlinkSocket::open()?.dump(address::GET, &address::ALL, Address::parse)?;
-    Ok(addresses.iter().filter(|address| address.is_usable()).map(|address| address.ip).collect())
+    let mut netlink = NetlinkSocket::open()?;
+    let of_interfaces = netlink.dump(address::GET, &address::ALL, Address::parse)?;
+    let of_interfaces = of_interfaces.iter().filter(|address| address.is_usable()).map(|address| address.ip);
+    let of_routes = local_routes::list(&mut netlink)?.into_iter();
+    Ok(of_interfaces.chain(of_routes).collect())
 }

@@ -50,6 +50,14 @@ fn maps_follow_addresses(node: &mut StoryNode) {
         wait_for(&agent, &initial_addresses());
         assert_eq!(agent.dump(), before);
     }
+    // As clouds give the addresses of load balancers, to the interface or to `lo`.
+    for new in ["10.0.0.79", "fd00::79"] {
+        ip(&["route", "add", "local", new, "dev", "lo", "proto", "66"]);
+        wait_for(&agent, &(&initial_addresses() | &set(&[new])));
+        ip(&["route", "del", "local", new, "dev", "lo"]);
+        wait_for(&agent, &initial_addresses());
+        assert_eq!(agent.dump(), before);
+    }
     // An address that is configured twice stays until both entries are removed.
     ip(&["addr", "add", "10.0.0.1/24", "dev", "lo"]);
     ip(&["addr", "add", "10.0.0.78/32", "dev", "lo"]);

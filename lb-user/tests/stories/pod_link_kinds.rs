@@ -1,5 +1,5 @@
-//! Pods behind links that are no veths: netkit, and macvlans and ipvlans beside one of the node. `cargo xtask kernels`
-//! runs these stories where Debian's modules are.
+//! Pods behind links of other kinds: netkit, ports of Open vSwitch, and macvlans and ipvlans beside one of the node.
+//! `cargo xtask kernels` runs these stories where Debian's modules are.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,6 +17,7 @@ use crate::{
 
 pub const STORIES: &[Story] = &[
     ("pods_behind_netkit_are_clients_and_backends_with_and_without_host_routing", netkit),
+    ("pods_behind_open_vswitch_are_clients_and_backends", open_vswitch),
     ("pods_with_a_macvlan_beside_one_of_the_node_are_backends", |node| beside(node, "macvlan", "mode bridge")),
     ("pods_with_an_ipvlan_l2_beside_one_of_the_node_are_backends", |node| beside(node, "ipvlan", "mode l2")),
     ("pods_with_an_ipvlan_l3_beside_one_of_the_node_are_backends", |node| beside(node, "ipvlan", "mode l3")),
@@ -90,6 +91,45 @@ fn netkit(node: &mut StoryNode) {
     until("the link is entered", || shown().is_ok_and(|shown| shown.contains("pod, host routing")));
     for (own, backend) in addresses(host).into_iter().zip(addresses(here)) {
         asked(&lan.client, own, backend);
+    }
+}
+
+/// As Antrea has it: pods are ports of a datapath of Open vSwitch, whose port `gw0` has the node's address among them.
+fn open_vswitch(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    let (host, here, there) = (&lan.node1.host, pod(&lan.node1), pod(&lan.node2));
+    let link = format!("pod{}", here.v4.octets()[3]);
+    let command = |words: &[&str]| {
+        let output = host.net.enter(|| std::process::Command::new("ovs-dpctl").args(words).output());
+        output.is_ok_and(|output| output.status.success())
+    };
+    if !command(&["add-dp", "br-int"]) {
+        return println!("LACKS Open vSwitch");
+    }
+    host.net.ip(&format!("addr flush dev {link}\nroute flush dev {link}\n"));
+    host.net.ip_with(&["-6"], &format!("route flush dev {link}\n"));
+    assert!(command(&["add-if", "br-int", &link]) && command(&["add-if", "br-int", "gw0,type=internal"]));
+    for family in ["eth_type(0x0806),arp()", "eth_type(0x0800),ipv4(frag=no)", "eth_type(0x86dd),ipv6(frag=no)"] {
+        for (from, to) in [(1, "2"), (2, "1")] {
+            assert!(command(&["add-flow", "br-int", &format!("in_port({from}),eth(),{family}"), to]));
+        }
+    }
+    host.net.ip("link set gw0 up\naddr add 10.244.1.1/24 dev gw0\naddr add fd44:0:0:1::1/64 dev gw0 nodad\n");
+    [here, there].into_iter().for_each(serve);
+    node.write("web.yaml", &service("Cluster", &[]));
+    let agent = agent(node, &lan);
+    wait_for_devices(node, &lan, &["eth0", "gw0"]);
+    for name in ["none", "here"] {
+        move_to(node, &agent, addresses(here), name);
+        for (own, backend) in addresses(host).into_iter().zip(addresses(here)) {
+            asked(&lan.client, own, backend);
+        }
+    }
+    move_to(node, &agent, addresses(there), "there");
+    for (vip, backend) in ["10.96.0.1:80", "[fd96::1]:80"].into_iter().zip(addresses(there)) {
+        let (vip, server) = (vip.parse().expect("an address"), SocketAddr::from((backend, TARGET)).to_string());
+        assert_eq!(here.net.enter(|| tcp_ask(vip)).expect("an answer").0, server);
+        assert_eq!(here.net.enter(|| Client::udp(vip).ask(vip)), (server, Some(vip)));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The packet path by unusual routes: two uplinks that requests and replies use as they like, IPv4 by gateways of IPv6
-//! (BGP unnumbered), a default route beside the main table (wg-quick), routes by traffic class, two networks on one
-//! uplink, pods with two interfaces, and a way out that gets narrower while a connection lasts.
+//! (BGP unnumbered), a default route beside the main table (wg-quick), routes by traffic class and by port, two
+//! networks on one uplink, pods with two interfaces, and a way out that gets narrower while a connection lasts.
 
 use std::{
     io::{Read as _, Write as _},
@@ -38,6 +38,7 @@ pub const STORIES: &[Story] = &[
     ("packets_reach_an_interface_of_a_pod_on_another_network", interfaces_on_another_network),
     ("packets_leave_with_the_source_address_of_the_network_that_they_go_to", two_networks),
     ("packets_follow_routes_that_traffic_classes_choose", routes_by_traffic_class),
+    ("packets_follow_routes_that_ports_choose", routes_by_port),
     ("packets_of_a_connection_fit_a_device_whose_mtu_shrinks", mtu_shrinks),
 ];
 
@@ -295,6 +296,30 @@ fn routes_by_traffic_class(node: &mut StoryNode) {
     host.net.ip("rule del tos 0x10 lookup 101\nroute add 10.244.2.0/24 tos 0x10 via 172.30.0.12\n");
     host.net.ip("route del unreachable fd44:0:0:2::/64\nroute add fd44:0:0:2::/64 via fd30::12\n");
     ask_all();
+}
+
+/// The main table has no route to the backend, and only rules for its port have one.
+fn routes_by_port(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions { rp_filter: RpFilter::Off, ..LanOptions::default() });
+    let (host, there) = (&lan.node1.host, pod(&lan.node2));
+    serve(there);
+    for (family, pods, gateway) in [("-4", "10.244.2.0/24", "172.30.0.12"), ("-6", "fd44:0:0:2::/64", "fd30::12")] {
+        host.net.ip_with(
+            &[family],
+            &format!(
+                "route del {pods} via {gateway}\nroute add unreachable {pods}\n\
+                 rule add ipproto tcp dport {TARGET} lookup 101\nrule add ipproto udp dport {TARGET} lookup 101\n\
+                 route add {pods} via {gateway} table 101\n"
+            ),
+        );
+    }
+    node.write("web.yaml", &service("Cluster", &[]));
+    let agent = agent(node, &lan);
+    wait_for_devices(node, &lan, &["eth0"]);
+    move_to(node, &agent, addresses(there), "there");
+    for (own, backend) in addresses(host).into_iter().zip(addresses(there)) {
+        assert_served(&lan.client, SocketAddr::from((own, NODE_PORT)), backend);
+    }
 }
 
 /// A connection of a client whose link is wider than the way to the backend becomes.

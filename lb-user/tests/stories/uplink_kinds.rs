@@ -1,6 +1,7 @@
-//! The packet path by a macvlan, an ipvlan and a bridge that filters VLANs, in a VRF, by a device without an address or
-//! a route, at an address without a network, at a deprecated one and at those of a virtual router, and by shapers; and
-//! streams from large frames to small ones, by devices without offloads, and with BIG TCP.
+//! The packet path by a macvlan, an ipvlan, a bridge that filters VLANs, Open vSwitch and a team, with a priority tag,
+//! in a VRF, by a device without an address or a route, at addresses without a network, of local routes, deprecated,
+//! and of a virtual router, and by shapers; and streams from large frames to small ones, by devices without offloads,
+//! and with BIG TCP.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -24,9 +25,13 @@ pub const STORIES: &[Story] = &[
     ("packets_come_in_by_a_macvlan", |node| by(node, "mv0", &["ip link add mv0 link eth0 type macvlan mode bridge"])),
     ("packets_come_in_by_an_ipvlan", |node| by(node, "iv0", &["ip link add iv0 link eth0 type ipvlan mode l2"])),
     ("packets_come_in_by_a_vlan_of_a_bridge_that_filters_vlans", |node| by(node, "br0.10", FILTERING_BRIDGE)),
+    ("packets_come_in_with_a_priority_tag", with_a_priority_tag),
+    ("packets_come_in_by_a_port_of_open_vswitch", |node| by(node, "br-ex", OPEN_VSWITCH)),
+    ("packets_come_in_by_a_team", |node| by(node, "team0", TEAM)),
     ("packets_come_in_by_a_device_in_a_vrf", in_a_vrf),
     ("packets_come_in_by_a_device_without_an_address_or_a_route", by_a_bare_device),
     ("packets_come_in_at_an_address_without_a_network", at_a_single_address),
+    ("packets_come_in_at_addresses_of_local_routes", at_local_routes),
     ("packets_come_in_at_a_deprecated_address", at_a_deprecated_address),
     ("packets_come_in_at_addresses_with_virtual_link_addresses", at_virtual_routers),
     ("packets_come_in_and_leave_by_shapers_on_ifb_devices", by_shapers),
@@ -45,6 +50,27 @@ const FILTERING_BRIDGE: &[&str] = &[
     "bridge vlan add dev br0 vid 10 self",
     "ip link set br0 up",
     "ip link add link br0 name br0.10 type vlan id 10",
+];
+
+/// A port of Open vSwitch as uplink, as OVN-Kubernetes has it: the bridge has the node's addresses.
+const OPEN_VSWITCH: &[&str] = &[
+    "ovs-dpctl add-dp br-ex",
+    "ovs-dpctl add-if br-ex eth0",
+    "ovs-dpctl add-flow br-ex in_port(0),eth(),eth_type(0x0806),arp() 1",
+    "ovs-dpctl add-flow br-ex in_port(1),eth(),eth_type(0x0806),arp() 0",
+    "ovs-dpctl add-flow br-ex in_port(0),eth(),eth_type(0x0800),ipv4(frag=no) 1",
+    "ovs-dpctl add-flow br-ex in_port(1),eth(),eth_type(0x0800),ipv4(frag=no) 0",
+    "ovs-dpctl add-flow br-ex in_port(0),eth(),eth_type(0x86dd),ipv6(frag=no) 1",
+    "ovs-dpctl add-flow br-ex in_port(1),eth(),eth_type(0x86dd),ipv6(frag=no) 0",
+];
+
+const TEAM: &[&str] = &[
+    "ip link add team0 type team",
+    "teamnl team0 setoption mode roundrobin",
+    "ip link set eth0 down",
+    "ip link set eth0 master team0",
+    "ip link set team0 up",
+    "ip link set eth0 up",
 ];
 
 /// A device that joins a VRF loses its IPv6 addresses and its routes.
@@ -126,6 +152,31 @@ fn by(node: &mut StoryNode, device: &str, commands: &[&str]) {
     assert_served(node, &lan, device);
 }
 
+/// Frames carry a tag of IEEE 802.1Q that names no VLAN, as behind Cisco's virtual network cards, Hyper-V, or switches
+/// that keep priorities. The kernel takes them for frames without a tag.
+fn with_a_priority_tag(node: &mut StoryNode) {
+    const NODE: &str = "02:00:00:00:00:11";
+    let lan = Lan::make(LanOptions { rp_filter: RpFilter::Off, ..LanOptions::default() });
+    if !is_done(&lan, &["ip link add t0 type veth", "ip link add v0 link t0 type vlan id 0", "ip link del t0"]) {
+        return;
+    }
+    let [v4, v6] = addresses(&lan.node1.host);
+    lan.node1.host.net.ip(&format!("link set eth0 address {NODE}\n"));
+    for other in [&lan.client, &lan.node2.host] {
+        other.net.ip(&format!(
+            "link add tagged link eth0 type vlan id 0 egress-qos-map 0:3\n\
+             link set tagged addrgenmode none\nlink set tagged up\n\
+             neigh replace {v4} lladdr {NODE} dev tagged\nneigh replace {v6} lladdr {NODE} dev tagged\n\
+             route add {v4} dev tagged src {}\nroute add {v6} dev tagged src {}\n",
+            other.v4, other.v6
+        ));
+        for of in ["all", "eth0", "tagged"] {
+            other.net.set(&format!("ipv4/conf/{of}/rp_filter"), "0");
+        }
+    }
+    assert_served(node, &lan, "eth0");
+}
+
 /// The uplink has a routing table of its own, and pods have none: routes lead from one to the other.
 fn in_a_vrf(node: &mut StoryNode) {
     let lan = Lan::make(LanOptions { rp_filter: RpFilter::Loose, ..LanOptions::default() });
@@ -180,6 +231,17 @@ fn at_a_single_address(node: &mut StoryNode) {
          route replace default via 172.30.0.20\nroute replace default via fd30::20\n"
     ));
     assert_served(node, &lan, "eth0");
+}
+
+/// Google's guest agent gives a node the addresses of its load balancers by local routes alone.
+fn at_local_routes(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    let dialled: [IpAddr; 2] = ["198.51.100.50", "fd98::50"].map(|ip| ip.parse().expect("an address"));
+    for (ip, own) in dialled.into_iter().zip(addresses(&lan.node1.host)) {
+        lan.node1.host.net.ip(&format!("route add local {ip} dev eth0\n"));
+        lan.client.net.ip(&format!("route add {ip} via {own}\n"));
+    }
+    assert_served_at(node, &lan, &["eth0"], dialled);
 }
 
 /// Temporary addresses (RFC 8981) are deprecated before they end: connections to them go on.

@@ -65,7 +65,7 @@ pub struct Reconciler<S> {
     slow_starts: SlowStarts,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     node_ports: BTreeSet<Addr>,
-    /// Addresses of all interfaces of the node, as of the last pass.
+    /// All addresses of the node, as of the last pass.
     own: BTreeSet<Addr>,
 
     maps: Maps<S>,
@@ -367,9 +367,8 @@ impl<S: Store> Reconciler<S> {
         services
     }
 
-    /// Updates the addresses of the node's interfaces; returns the Services whose cluster IP came or went there, since
-    /// unknown ports of such a cluster IP are not refused, and those with port ranges at such an address, which are not
-    /// served.
+    /// Updates the addresses of the node; returns the Services whose cluster IP came or went there, since unknown ports
+    /// of such a cluster IP are not refused, and those with port ranges at such an address, which are not served.
     fn update_own(&mut self) -> Vec<Key> {
         let new: BTreeSet<Addr> = self.world.addresses().into_iter().flatten().map(|&ip| ip.into()).collect();
         if new == self.own {

@@ -32,7 +32,7 @@ impl NodePortAddresses {
         self.all
     }
 
-    /// Chooses from `own`, the addresses of the node's interfaces. `primary` are the InternalIPs of the Node object.
+    /// Chooses from `own`, the addresses of the node. `primary` are the InternalIPs of the Node object.
     #[must_use]
     pub fn choose(&self, own: &BTreeSet<IpAddr>, primary: &[IpAddr]) -> BTreeSet<Addr> {
         let chosen = |ip: &IpAddr| {

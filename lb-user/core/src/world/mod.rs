@@ -239,7 +239,7 @@ impl World {
         self.node.as_ref()?.zone.as_deref()
     }
 
-    /// The addresses of the node's interfaces, once they are known.
+    /// The addresses of the node, once they are known.
     #[must_use]
     pub fn addresses(&self) -> Option<&BTreeSet<IpAddr>> {
         self.addresses.as_ref()

@@ -4,6 +4,7 @@
 pub mod address;
 pub mod announced;
 pub mod codec;
+pub mod local_routes;
 pub mod network_state;
 pub mod route;
 pub mod xfrm;

@@ -48,10 +48,16 @@ pub fn awaits(link: u32, flags: u32, now: u64) -> bool {
     let awaits = match unsafe { PACKET_LINKS.get(link) } {
         // Whatever its flags: the agent writes them before it attaches the programs.
         Some(since) => *since != GETS_NO_PROGRAMS && now.saturating_sub(*since) < ANSWER_TIMEOUT,
-        None => flags & DeviceFlags::NO_PROGRAMS != 0 && PACKET_LINKS.insert(link, now, u64::from(BPF_NOEXIST)).is_ok(),
+        None => flags & DeviceFlags::NO_PROGRAMS != 0 && note(link, now),
     };
     if awaits {
         count(Counter::AwaitsPrograms);
     }
     awaits
+}
+
+/// Notes a link; false if there is no room. Another CPU may have noted it for a packet that came at the same time.
+#[inline(always)]
+fn note(link: u32, now: u64) -> bool {
+    PACKET_LINKS.insert(link, now, u64::from(BPF_NOEXIST)).is_ok() || PACKET_LINKS.get_ptr(link).is_some()
 }

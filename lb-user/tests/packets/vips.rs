@@ -1,12 +1,20 @@
 //! Packets to a VIP that no frontend serves: refused where no other host can have the address, and pings answered.
 
+use std::{
+    hint,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
 use etherparse::{IpNumber, PacketBuilder};
 use lb_common::{Counter, DeviceFlags, GETS_NO_PROGRAMS};
 use lb_kernel::clock::monotonic_ns;
-use lb_lab::packets::{Fixture, FixtureService, IcmpReason, PacketSpec, Part, node, packet::IcmpErrorSpec};
+use lb_lab::packets::{
+    Fixture, FixtureService, IcmpReason, PacketOutcome, PacketSpec, Part, node, packet::IcmpErrorSpec,
+};
 
 use crate::{
-    addresses::{BOTH, Net, ip},
+    addresses::{BOTH, Net, V4, ip},
     enter,
 };
 
@@ -156,6 +164,30 @@ fn packets_of_a_pod_without_sockets_wait_for_the_programs_of_its_link() {
             fixture.forwarded("plain", "uplink", &PacketSpec::syn(from, load_balancer(net).0)).passes_unchanged();
         }
         assert_eq!(fixture.count(Counter::AwaitsPrograms), 6);
+    }
+}
+
+/// As a resolver asks for the addresses of both families at once.
+#[test]
+fn first_packets_of_a_pod_without_sockets_may_come_at_once() {
+    let mut fixture = serve(V4);
+    for _ in 0..3000 {
+        fixture.forget_packet_links();
+        let (fixture, ready) = (&fixture, &AtomicU32::new(0));
+        let outcomes = thread::scope(|scope| {
+            let send = |port: u16| {
+                scope.spawn(move || {
+                    let packet = PacketSpec::udp(&format!("10.0.5.1:{port}"), V4.cluster_ip);
+                    ready.fetch_add(1, Ordering::SeqCst);
+                    while ready.load(Ordering::SeqCst) < 2 {
+                        hint::spin_loop();
+                    }
+                    fixture.forwarded("plain", "uplink", &packet)
+                })
+            };
+            [5000, 5001].map(send).map(|sender| sender.join().expect("an outcome"))
+        });
+        outcomes.iter().for_each(PacketOutcome::is_dropped);
     }
 }
 

@@ -245,6 +245,13 @@ impl Fixture {
         }
     }
 
+    /// Removes all links from `PACKET_LINKS`.
+    pub fn forget_packet_links(&mut self) {
+        for index in self.packet_links() {
+            self.loaded.map::<u32, u64>("PACKET_LINKS").remove(&index).expect("an entry");
+        }
+    }
+
     /// Returns the entries of `FLOWS`, one line each.
     pub fn flows(&mut self) -> Vec<String> {
         flows::text(&self.loaded.entries::<FlowKey, Flow>("FLOWS"))

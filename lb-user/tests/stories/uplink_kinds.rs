@@ -18,7 +18,7 @@ use crate::{
     node::StoryNode,
     packets::{NODE_PORT, TARGET, addresses, pod, serve, service},
     places::{agent, ask, wait_for_devices},
-    sockets::{tcp_digest, tcp_send},
+    sockets::{kernel_is_since, tcp_digest, tcp_send},
 };
 
 pub const STORIES: &[Story] = &[
@@ -179,6 +179,9 @@ fn with_a_priority_tag(node: &mut StoryNode) {
 
 /// The uplink has a routing table of its own, and pods have none: routes lead from one to the other.
 fn in_a_vrf(node: &mut StoryNode) {
+    if !kernel_is_since(6, 1) {
+        return println!("LACKS routes of a VRF in look-ups");
+    }
     let lan = Lan::make(LanOptions { rp_filter: RpFilter::Loose, ..LanOptions::default() });
     if !is_done(&lan, VRF) {
         return;

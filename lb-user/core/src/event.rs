@@ -110,6 +110,31 @@ impl Object {
     }
 }
 
+/// Addresses of the node.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeAddresses {
+    /// Addresses that an interface has.
+    pub interfaces: BTreeSet<IpAddr>,
+    /// Addresses that a local route alone gives, as clouds add those of load balancers. Ports of the node answer there,
+    /// but the address may be a Service's as a whole.
+    pub local_routes: BTreeSet<IpAddr>,
+}
+
+impl NodeAddresses {
+    /// Addresses at which ports of the node answer.
+    #[must_use]
+    pub fn all(&self) -> BTreeSet<IpAddr> {
+        &self.interfaces | &self.local_routes
+    }
+}
+
+impl FromIterator<IpAddr> for NodeAddresses {
+    /// Addresses of interfaces.
+    fn from_iter<T: IntoIterator<Item = IpAddr>>(addresses: T) -> Self {
+        Self { interfaces: addresses.into_iter().collect(), ..Self::default() }
+    }
+}
+
 /// A change of the objects of a source.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
@@ -121,8 +146,8 @@ pub enum Event {
     Replace(ObjectKind, Vec<Object>),
     /// The source may not read the kind any more: known objects of it are out of date until its next `Replace`.
     Forbidden(ObjectKind),
-    /// Addresses of the node: those of interfaces, and of local routes.
-    NodeAddresses(BTreeSet<IpAddr>),
+    /// Addresses of the node.
+    NodeAddresses(NodeAddresses),
     /// Ranges from which the API server allots cluster IPs. Empty while they are not known, or while
     /// another proxy serves some of the cluster IPs.
     ClusterRanges(BTreeSet<IpNet>),

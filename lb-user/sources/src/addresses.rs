@@ -2,16 +2,12 @@
 //! kernel leads to a new reading of all, so that a lost notification loses nothing. `lb_core::model` chooses those for
 //! NodePorts.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::{sync::mpsc, time::sleep};
 
-use lb_core::event::Event;
+use lb_core::event::{Event, NodeAddresses};
 use lb_kernel::netlink::{
     Monitor, NetlinkSocket,
     address::{self, Address},
@@ -29,7 +25,7 @@ pub struct AddressSource {
     /// Subscription to changes; None after a failure, until the next try.
     monitor: Option<Monitor>,
     /// Addresses sent last.
-    sent: Option<BTreeSet<IpAddr>>,
+    sent: Option<NodeAddresses>,
     /// Time that the last reading took.
     reading: Duration,
 }
@@ -99,10 +95,9 @@ impl AddressSource {
         self.reading = start.elapsed();
         self.monitor = Some(monitor);
         if self.sent.as_ref() != Some(&addresses) {
-            let (now, before) = (&addresses, self.sent.get_or_insert_default());
-            let (added, removed) = (now.difference(before).count(), before.difference(now).count());
+            let (now, before) = (addresses.all(), self.sent.replace(addresses.clone()).unwrap_or_default().all());
+            let (added, removed) = (now.difference(&before).count(), before.difference(&now).count());
             tracing::info!(added, removed, total = now.len(), "addresses of the node");
-            before.clone_from(now);
             // `follow` notices a dropped receiver.
             let _ = self.tx.send(Event::NodeAddresses(addresses)).await;
         }
@@ -115,10 +110,9 @@ impl AddressSource {
 ///
 /// # Errors
 /// The kernel's errno.
-pub fn current() -> std::io::Result<BTreeSet<IpAddr>> {
+pub fn current() -> std::io::Result<NodeAddresses> {
     let mut netlink = NetlinkSocket::open()?;
-    let of_interfaces = netlink.dump(address::GET, &address::ALL, Address::parse)?;
-    let of_interfaces = of_interfaces.iter().filter(|address| address.is_usable()).map(|address| address.ip);
-    let of_routes = local_routes::list(&mut netlink)?.into_iter();
-    Ok(of_interfaces.chain(of_routes).collect())
+    let addresses = netlink.dump(address::GET, &address::ALL, Address::parse)?;
+    let interfaces = addresses.iter().filter(|address| address.is_usable()).map(|address| address.ip).collect();
+    Ok(NodeAddresses { interfaces, local_routes: local_routes::list(&mut netlink)?.into_iter().collect() })
 }

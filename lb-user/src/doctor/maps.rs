@@ -1,13 +1,11 @@
 //! The maps compared with the objects: the plan from the maps to the objects, which is empty if they agree.
 
-use std::{collections::BTreeSet, net::IpAddr};
-
 use anyhow::Result;
 
 use super::{Finding, process};
 use lb_agent::reconcile::Reconciler;
 use lb_core::{
-    event::Event,
+    event::{Event, NodeAddresses},
     model::Settings,
     plan::Change,
     store::{Dump, Limits, MemoryStore},
@@ -44,7 +42,7 @@ impl MapDifference {
 
 /// Returns the node's addresses as the agent sees them: from the interfaces, or from the maps if this process is in
 /// another network namespace than the agent.
-pub(super) fn addresses(dump: &Dump, agent: Option<u32>) -> Option<BTreeSet<IpAddr>> {
+pub(super) fn addresses(dump: &Dump, agent: Option<u32>) -> Option<NodeAddresses> {
     let own = process::network_namespace("self");
     if agent.is_some_and(|pid| process::network_namespace(&pid.to_string()) != own) {
         return Some(dump.node_addrs.keys().map(|addr| addr.to_ip()).collect());
@@ -58,7 +56,7 @@ pub(super) fn compare(
     events: Vec<Event>,
     node_name: &str,
     settings: Settings,
-    addresses: Option<BTreeSet<IpAddr>>,
+    addresses: Option<NodeAddresses>,
 ) -> Result<MapDifference> {
     let mut reconciler = Reconciler::new(MemoryStore::holding(dump.clone(), *limits), node_name, settings);
     reconciler.handle(events);

@@ -38,7 +38,7 @@ impl Beeline {
     pub fn new(settings: Settings, node: &Value, addresses: &BTreeSet<IpAddr>, ranges: &[IpNet]) -> Self {
         let mut reconciler = Reconciler::new(MemoryStore::default(), NODE, settings);
         reconciler.handle([
-            Event::NodeAddresses(addresses.clone()),
+            Event::NodeAddresses(addresses.iter().copied().collect()),
             Event::Replace(ObjectKind::Node, converted::<api::Node>(std::slice::from_ref(node))),
             Event::Replace(ObjectKind::Endpoints, Vec::new()),
         ]);

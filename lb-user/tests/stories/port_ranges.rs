@@ -302,9 +302,16 @@ fn addresses_of_the_node(node: &mut StoryNode) {
         let (first, last) = key.ports();
         frontend.kind == Kind::ClusterIp as u8 || !(first..=last).contains(&10_250) || key.proto != Proto::Tcp as u8
     }));
+    // As clouds give each node the address of a load balancer: NodePorts answer there, and the rest is the Service's.
+    let external = IpAddr::from([198, 51, 100, 7]);
+    ip(&["route", "add", "local", "198.51.100.7", "dev", "lo"]);
+    agent.wait_for("the local route is followed", |dump| dump.node_addrs.keys().any(|addr| addr.to_ip() == external));
+    assert!(agent.dump().port_ranges.keys().any(|key| key.addr.to_ip() == external));
+    assert_leads(Proto::Tcp, at("198.51.100.7:2222"), "10.0.0.1:2222");
+    ip(&["route", "del", "local", "198.51.100.7", "dev", "lo"]);
     ip(&["addr", "add", "198.51.100.7/32", "dev", "lo"]);
     agent.wait_for("the ranges of the new address are gone", |dump| {
-        dump.port_ranges.keys().all(|key| key.addr.to_ip() != IpAddr::from([198, 51, 100, 7]))
+        dump.port_ranges.keys().all(|key| key.addr.to_ip() != external)
     });
     tcp_server("198.51.100.7:2222");
     assert_leads(Proto::Tcp, at("198.51.100.7:2222"), "198.51.100.7:2222");

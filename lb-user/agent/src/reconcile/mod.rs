@@ -65,7 +65,7 @@ pub struct Reconciler<S> {
     slow_starts: SlowStarts,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     node_ports: BTreeSet<Addr>,
-    /// All addresses of the node, as of the last pass.
+    /// Addresses of all interfaces of the node, as of the last pass.
     own: BTreeSet<Addr>,
 
     maps: Maps<S>,
@@ -339,14 +339,14 @@ impl<S: Store> Reconciler<S> {
 
     /// Returns the addresses at which NodePorts must answer; none before the node's addresses are known.
     fn node_port_addresses(&self) -> Option<BTreeSet<Addr>> {
-        let own = self.world.addresses()?;
-        Some(self.settings.nodeport_addresses.choose(own, self.world.internal_ips()))
+        let own = self.world.addresses()?.all();
+        Some(self.settings.nodeport_addresses.choose(&own, self.world.internal_ips()))
     }
 
     /// Returns the content of `NODE_ADDRS`; none before the node's addresses are known.
     fn node_addrs(&self) -> Option<BTreeMap<Addr, NodeAddr>> {
-        let own = self.world.addresses()?;
-        Some(self.settings.node_addrs(own, self.world.internal_ips()))
+        let own = self.world.addresses()?.all();
+        Some(self.settings.node_addrs(&own, self.world.internal_ips()))
     }
 
     /// Updates the addresses of NodePorts; returns the Services with endpoints at an address that came or went, because
@@ -367,10 +367,11 @@ impl<S: Store> Reconciler<S> {
         services
     }
 
-    /// Updates the addresses of the node; returns the Services whose cluster IP came or went there, since unknown ports
-    /// of such a cluster IP are not refused, and those with port ranges at such an address, which are not served.
+    /// Updates the addresses of interfaces; returns the Services whose cluster IP came or went there, since unknown
+    /// ports of such a cluster IP are not refused, and those with port ranges at such an address, which are not served.
     fn update_own(&mut self) -> Vec<Key> {
-        let new: BTreeSet<Addr> = self.world.addresses().into_iter().flatten().map(|&ip| ip.into()).collect();
+        let interfaces = self.world.addresses().into_iter().flat_map(|own| &own.interfaces);
+        let new: BTreeSet<Addr> = interfaces.map(|&ip| ip.into()).collect();
         if new == self.own {
             return Vec::new();
         }

@@ -25,7 +25,7 @@ use smallvec::SmallVec;
 
 use crate::{
     bloom::{BloomFilter, network_hash},
-    event::{Event, Object, ObjectKind},
+    event::{Event, NodeAddresses, Object, ObjectKind},
     host_ports::{is_pod, service_key},
     label_selector::Labels,
     objects::{EndpointGroup, EndpointSlice, Endpoints, Exempt, Key, Node, ProbeVerdict, Service},
@@ -54,7 +54,7 @@ pub struct World {
     networks: BloomFilter,
     by_address: ByAddress,
     /// None: not reported yet.
-    addresses: Option<BTreeSet<IpAddr>>,
+    addresses: Option<NodeAddresses>,
     cluster_ranges: BTreeSet<IpNet>,
     forbidden: BTreeSet<ObjectKind>,
     /// Endpoints on this node that have closed a socket at which they listened.
@@ -241,7 +241,7 @@ impl World {
 
     /// The addresses of the node, once they are known.
     #[must_use]
-    pub fn addresses(&self) -> Option<&BTreeSet<IpAddr>> {
+    pub fn addresses(&self) -> Option<&NodeAddresses> {
         self.addresses.as_ref()
     }
 

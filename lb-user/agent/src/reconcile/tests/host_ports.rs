@@ -48,7 +48,7 @@ fn reconciler() -> Reconciler<MemoryStore> {
     let settings = Settings { host_ports: true, nodeport_addresses, ..Settings::default() };
     let mut reconciler = Reconciler::new(MemoryStore::new(Limits::DEFAULT), "node-1", settings);
     reconciler.handle(ObjectKind::OF_SERVICES.map(|kind| Event::Replace(kind, Vec::new())));
-    reconciler.handle([Event::NodeAddresses(["192.0.2.1", "192.0.2.2", "127.0.0.1"].map(ip).into())]);
+    reconciler.handle([Event::NodeAddresses(["192.0.2.1", "192.0.2.2", "127.0.0.1"].map(ip).into_iter().collect())]);
     reconciler
 }
 
@@ -78,7 +78,7 @@ fn i5_no_map_is_written_before_pods_were_listed_where_host_ports_are_served() {
     let settings = reconciler.settings.clone();
     let mut restarted = Reconciler::new(reconciler.into_store(), "node-1", settings);
     restarted.handle(ObjectKind::OF_SERVICES.map(|kind| Event::Replace(kind, Vec::new())));
-    restarted.handle([Event::NodeAddresses(["192.0.2.1", "192.0.2.2", "127.0.0.1"].map(ip).into())]);
+    restarted.handle([Event::NodeAddresses(["192.0.2.1", "192.0.2.2", "127.0.0.1"].map(ip).into_iter().collect())]);
     assert_eq!((restarted.pass().writes, restarted.store().dump.frontends.len()), (0, 1));
     restarted.handle([Event::Replace(ObjectKind::Pod, vec![pod("web", 1, "", 8080)])]);
     let report = restarted.pass();
@@ -109,8 +109,8 @@ fn host_ports_answer_at_addresses_that_node_ports_leave_out() {
     assert!(reconciler.store().dump.node_addrs.clone().into_iter().eq(expected));
     // Without the flag the map has the addresses of NodePorts alone.
     let settings = Settings { host_ports: false, ..reconciler.settings.clone() };
-    let own = reconciler.world.addresses().expect("known");
-    assert_eq!(settings.node_addrs(own, &[]).keys().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.1"]);
+    let own = reconciler.world.addresses().expect("known").all();
+    assert_eq!(settings.node_addrs(&own, &[]).keys().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.1"]);
 }
 
 #[test]

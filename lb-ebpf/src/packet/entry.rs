@@ -24,7 +24,12 @@ use crate::maps::DEVICES;
 /// A packet enters by a device.
 #[inline(always)]
 pub fn ingress(ctx: TcContext) -> i32 {
-    handle(Frame::new(ctx), Hook::Ingress)
+    let mut frame = Frame::new(ctx);
+    let code = handle(frame, Hook::Ingress);
+    if code == PacketVerdict::REDIRECT {
+        frame.remove_priority_tag();
+    }
+    code
 }
 
 /// A packet leaves by a device.
@@ -35,15 +40,6 @@ pub fn egress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn handle(mut frame: Frame, hook: Hook) -> i32 {
-    let code = answer_or_translate(frame, hook);
-    if code == PacketVerdict::REDIRECT {
-        frame.remove_priority_tag();
-    }
-    code
-}
-
-#[inline(always)]
-fn answer_or_translate(mut frame: Frame, hook: Hook) -> i32 {
     if frame.is_redirected() {
         if hook as u8 == Hook::Egress as u8 {
             // Translated at ingress.

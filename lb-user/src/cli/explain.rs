@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -18,7 +18,7 @@ use super::{
 };
 use lb_agent::reconcile::Reconciler;
 use lb_core::{
-    event::Event,
+    event::{Event, NodeAddresses},
     host_ports,
     model::explain::{Explanation, PortLines},
     objects::Key,
@@ -34,6 +34,7 @@ use lb_dataplane::{
     store::BpfStore,
 };
 use lb_kernel::clock;
+use lb_sources::addresses;
 
 /// Arguments of `beeline explain`: a Service or a pod with hostPorts, and the source of the objects.
 #[derive(Args)]
@@ -83,9 +84,11 @@ pub(super) fn render(pins: &Pins, flags: FlagSource, arguments: ExplainArgs) -> 
     let mut reconciler = Reconciler::new(store, &node_name, settings);
     reconciler.handle(objects::load(source.clone())?);
     if let Some((dump, _)) = &pinned {
-        // The addresses at which the agent serves NodePorts.
-        let addresses = dump.node_addrs.keys().map(|addr| addr.to_ip()).collect();
-        reconciler.handle([Event::NodeAddresses(addresses)]);
+        // The addresses at which the agent serves NodePorts. The maps do not tell which of them local routes give.
+        let all: BTreeSet<IpAddr> = dump.node_addrs.keys().map(|addr| addr.to_ip()).collect();
+        let local_routes = addresses::current().map(|own| &own.local_routes & &all).unwrap_or_default();
+        let interfaces = &all - &local_routes;
+        reconciler.handle([Event::NodeAddresses(NodeAddresses { interfaces, local_routes })]);
     }
     reconciler.preview()?;
     let Some(explanation) = reconciler.explain(&service) else {

@@ -308,6 +308,10 @@ fn addresses_of_the_node(node: &mut StoryNode) {
     agent.wait_for("the local route is followed", |dump| dump.node_addrs.keys().any(|addr| addr.to_ip() == external));
     assert!(agent.dump().port_ranges.keys().any(|key| key.addr.to_ip() == external));
     assert_leads(Proto::Tcp, at("198.51.100.7:2222"), "10.0.0.1:2222");
+    let explained = String::from_utf8(run(node, &["explain", "default/all"]).stdout).expect("text");
+    let refused =
+        |ip: &str| explained.lines().any(|line| line.contains(ip) && line.contains("an interface of this node"));
+    assert!(refused("10.0.0.9") && !refused("198.51.100.7"), "{explained}");
     ip(&["route", "del", "local", "198.51.100.7", "dev", "lo"]);
     ip(&["addr", "add", "198.51.100.7/32", "dev", "lo"]);
     agent.wait_for("the ranges of the new address are gone", |dump| {
